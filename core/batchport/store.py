@@ -1,0 +1,309 @@
+"""The object store that worker and jobs share: a URL becomes a Store, and Keys names every key in it.
+
+Called by the worker, the runner and hosts. A folder is read and written with the standard library
+alone, so that a job on a shared file system imports nothing else; every other URL goes to obstore. All
+methods block: callers with an event loop run them in a thread.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote, urlsplit
+
+from batchport.errors import StoreError, UsageError
+
+__all__ = ["FolderStore", "Keys", "ObjectStore", "OutKey", "Store", "open_store"]
+
+_SAFE = "/:.,@=+-_"
+_SCHEMES = ("s3", "gs", "az", "memory")
+
+
+class Store(ABC):
+    """An object store. `url` opens it again, in any process that can reach it; `calls` counts by method."""
+
+    url: str
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+
+    @abstractmethod
+    def put(self, key: str, data: bytes, *, create: bool = False) -> bool:
+        """Write an object whole or not at all; with `create`, only if there is none, else return False.
+
+        False may be the echo of this very write, whose answer was lost on the way and which was tried
+        again: a writer to whom that matters reads back. Raises StoreError.
+        """
+
+    @abstractmethod
+    def get(self, key: str) -> bytes | None:
+        """Return an object's bytes, None if there is no such object. Raises StoreError."""
+
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Return whether there is such an object. Raises StoreError."""
+
+    @abstractmethod
+    def names(self, folder: str) -> list[str]:
+        """Return the names of the objects directly in `folder`, unsorted; [] if there are none. Raises StoreError."""
+
+    @abstractmethod
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove these objects; one that is not there is as good as removed. Raises StoreError."""
+
+
+def open_store(url: str | os.PathLike[str]) -> Store:
+    """Return the store at `url`: a path, file://, s3://, gs://, az://, or memory:// within one process.
+
+    Credentials and endpoints come from the environment, by the provider's own variables. Raises
+    UsageError for a URL of no known kind; does not touch the store otherwise.
+    """
+    text = os.fspath(url)
+    parts = urlsplit(text)
+    if not parts.scheme or parts.scheme == "file":
+        return FolderStore(Path(unquote(parts.path) if parts.scheme else text))
+    if parts.scheme in _SCHEMES:
+        return ObjectStore(text)
+    known = ", ".join(f"{scheme}://" for scheme in ("file", *_SCHEMES))
+    message = f"no store is known for {text!r}; give a folder's path or a URL that begins with one of {known}"
+    raise UsageError(message)
+
+
+class FolderStore(Store):
+    """A folder, local or shared. New folders get mode 0700 and files 0600, whatever the umask."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.root = root.absolute()
+        self.url = "file://" + quote(str(self.root), safe=_SAFE)
+
+    def put(self, key: str, data: bytes, *, create: bool = False) -> bool:
+        self.calls["put"] += 1
+        target = self.root / key
+        # In the target's own folder, since a rename or link must not cross file systems; a name that
+        # begins with a dot is never listed, so a writer that was killed leaves nothing that counts.
+        draft = target.parent / f".{secrets.token_hex(8)}"
+        try:
+            try:
+                self._write(draft, data)
+            except FileNotFoundError:
+                self._make_folders(target.parent)
+                self._write(draft, data)
+            if not create:
+                draft.replace(target)
+                return True
+            try:
+                os.link(draft, target)
+            except FileExistsError:
+                # Over NFS the answer to a link that worked can be lost and the link sent again.
+                return draft.stat().st_nlink > 1
+            finally:
+                draft.unlink()
+        except OSError as error:
+            raise self._error("write", key, error) from error
+        return True
+
+    def get(self, key: str) -> bytes | None:
+        self.calls["get"] += 1
+        try:
+            return (self.root / key).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._error("read", key, error) from error
+
+    def exists(self, key: str) -> bool:
+        self.calls["exists"] += 1
+        try:
+            (self.root / key).stat()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self._error("read", key, error) from error
+        return True
+
+    def names(self, folder: str) -> list[str]:
+        self.calls["list"] += 1
+        try:
+            return [name for name in os.listdir(self.root / folder) if not name.startswith(".")]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise self._error("list", folder, error) from error
+
+    def delete(self, keys: Iterable[str]) -> None:
+        self.calls["delete"] += 1
+        for key in keys:
+            try:
+                (self.root / key).unlink(missing_ok=True)
+            except OSError as error:
+                raise self._error("delete", key, error) from error
+
+    @staticmethod
+    def _write(path: Path, data: bytes) -> None:
+        try:
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(data)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+
+    def _make_folders(self, folder: Path) -> None:
+        for each in reversed([folder, *folder.parents]):
+            if not each.exists():
+                each.mkdir(mode=0o700, exist_ok=True)
+
+    def _error(self, what: str, key: str, error: OSError) -> StoreError:
+        return StoreError(f"the store {self.root} cannot {what} {key or 'its root'}: {error.strerror}")
+
+
+class ObjectStore(Store):
+    """An object store by obstore: S3, GCS, Azure, or memory shared by all who name it in this process."""
+
+    # One MemoryStore a URL, since a second one of the same URL would be empty.
+    _memories: dict[str, Any] = {}  # noqa: RUF012 - shared on purpose
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        from obstore import exceptions, store  # noqa: PLC0415 - a job on a folder store must not pay for it
+
+        self.url = url.rstrip("/")
+        self._base_error, self._exists_error = exceptions.BaseError, exceptions.AlreadyExistsError
+        if urlsplit(url).scheme == "memory":
+            self._store: Any = self._memories.setdefault(self.url, store.MemoryStore())
+            return
+        try:
+            # Without these two, an address that swallows packets takes three minutes to fail.
+            self._store = store.from_url(
+                self.url,
+                client_options={"timeout": "30s", "connect_timeout": "5s"},
+                retry_config={"max_retries": 4, "retry_timeout": _minute()},
+            )
+        except (exceptions.BaseError, ValueError) as error:
+            message = f"the store {self.url} cannot be opened: {error}"
+            raise UsageError(message) from error
+
+    def put(self, key: str, data: bytes, *, create: bool = False) -> bool:
+        self.calls["put"] += 1
+        try:
+            self._store.put(key, data, mode="create" if create else "overwrite")
+        except self._exists_error:
+            return False
+        except (self._base_error, OSError) as error:
+            raise self._error("write", key, error) from error
+        return True
+
+    def get(self, key: str) -> bytes | None:
+        self.calls["get"] += 1
+        try:
+            return bytes(self._store.get(key).bytes())
+        except FileNotFoundError:
+            return None
+        except (self._base_error, OSError) as error:
+            raise self._error("read", key, error) from error
+
+    def exists(self, key: str) -> bool:
+        self.calls["exists"] += 1
+        try:
+            self._store.head(key)
+        except FileNotFoundError:
+            return False
+        except (self._base_error, OSError) as error:
+            raise self._error("read", key, error) from error
+        return True
+
+    def names(self, folder: str) -> list[str]:
+        self.calls["list"] += 1
+        try:
+            return [
+                meta["path"].rpartition("/")[2] for page in self._store.list(folder, chunk_size=1000) for meta in page
+            ]
+        except (self._base_error, OSError) as error:
+            raise self._error("list", folder, error) from error
+
+    def delete(self, keys: Iterable[str]) -> None:
+        self.calls["delete"] += 1
+        try:
+            if listed := list(keys):
+                self._store.delete(listed)
+        except (self._base_error, OSError) as error:
+            raise self._error("delete", "objects", error) from error
+
+    def _error(self, what: str, key: str, error: Exception) -> StoreError:
+        return StoreError(f"the store {self.url} cannot {what} {key}: {error}")
+
+
+def _minute() -> Any:
+    from datetime import timedelta  # noqa: PLC0415 - only obstore wants one
+
+    return timedelta(seconds=60)
+
+
+class OutKey(NamedTuple):
+    """The name of an object that a runner left: whose it is, what it is, and of which attempt."""
+
+    job: str
+    place: int
+    kind: str
+    """result | output | stopped, of which there is one a place; evidence | second, one an attempt."""
+    attempt: str = ""
+
+    @classmethod
+    def parse(cls, name: str) -> OutKey | None:
+        """Read a name from a listing; None if it is not one of ours."""
+        job, _, rest = name.partition(".")
+        place, _, rest = rest.partition(".")
+        kind, _, attempt = rest.partition(".")
+        return cls(job, int(place), kind, attempt) if place.isdecimal() and kind else None
+
+    def __str__(self) -> str:
+        """Return the name, as in a listing."""
+        return ".".join((self.job, str(self.place), self.kind, *([self.attempt] if self.attempt else [])))
+
+
+class Keys:
+    """Every key that the project uses, for the worker of one name. Jobs' names hold no dots or slashes.
+
+    jobs/JOB                          the manifest, and the payload where it is not inline
+    ids/JOB                           the backend's id of the job
+    blobs/DIGEST                      a large function or argument, once for all tasks that share it
+    out/JOB.PLACE.result              a result, or the function's own exception; create-only
+    out/JOB.PLACE.output              what a running task has printed so far
+    out/JOB.PLACE.stopped             the runner's answer to a stop marker
+    out/JOB.PLACE.evidence.ATTEMPT    how a task died, by one attempt
+    out/JOB.PLACE.second.ATTEMPT      a run whose result came second
+    stops/JOB.PLACE                   a stop marker: do not start this task, or end it
+    epochs/NUMBER                     one for each start of the worker
+    birth                             eight characters, for ever unique to this store and worker
+    """
+
+    def __init__(self, worker: str) -> None:
+        self.worker = worker
+        self.out = f"{worker}/out"
+        self.epochs = f"{worker}/epochs"
+        self.birth = f"{worker}/birth"
+
+    def manifest(self, job: str) -> str:
+        return f"{self.worker}/jobs/{job}"
+
+    def job_id(self, job: str) -> str:
+        return f"{self.worker}/ids/{job}"
+
+    def blob(self, digest: str) -> str:
+        return f"{self.worker}/blobs/{digest}"
+
+    def epoch(self, number: int) -> str:
+        return f"{self.epochs}/{number:08d}"
+
+    def stop(self, job: str, place: int) -> str:
+        return f"{self.worker}/stops/{job}.{place}"
+
+    def left(self, out: OutKey) -> str:
+        return f"{self.out}/{out}"
