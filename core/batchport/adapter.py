@@ -90,7 +90,7 @@ class BatchWorkerAdapterBase(ABC):
         """
         raise NotImplementedError
 
-    def inspect_job(self, job_id: str) -> JobStatus | None | Awaitable[JobStatus | None]:
+    def inspect_job(self, job_id: str) -> JobStatus | None | Awaitable[JobStatus | None]:  # noqa: ARG002 - the default has no answer
         """Return one job's status with the evidence that is too costly for every poll: log tail, events.
 
         Called once after a bad ending. None, the default, means that there is nothing more to tell.

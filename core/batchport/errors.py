@@ -95,7 +95,7 @@ class BackendFullError(TransientBackendError):
 
 
 class RejectedJobError(BackendError):
-    """This job can never run. Its tasks fail with CONFIGURATION, in the backend's words: put them in."""
+    """The job can never run. Its tasks fail with CONFIGURATION, in the backend's words: put them in."""
 
 
 class BackendUnusableError(BackendError):

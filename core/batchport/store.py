@@ -130,7 +130,7 @@ class FolderStore(Store):
     def names(self, folder: str) -> list[str]:
         self.calls["list"] += 1
         try:
-            return [name for name in os.listdir(self.root / folder) if not name.startswith(".")]
+            return [name for name in os.listdir(self.root / folder) if not name.startswith(".")]  # noqa: PTH208 - names, not paths: a third of the time
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -147,7 +147,7 @@ class FolderStore(Store):
     @staticmethod
     def _write(path: Path, data: bytes) -> None:
         try:
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(data)
         except FileNotFoundError:
             raise
@@ -172,7 +172,7 @@ class ObjectStore(Store):
 
     def __init__(self, url: str) -> None:
         super().__init__()
-        from obstore import exceptions, store  # noqa: PLC0415 - a job on a folder store must not pay for it
+        from obstore import exceptions, store  # a job on a folder store must not pay for it
 
         self.url = url.rstrip("/")
         self._base_error, self._exists_error = exceptions.BaseError, exceptions.AlreadyExistsError
@@ -241,7 +241,7 @@ class ObjectStore(Store):
 
 
 def _minute() -> Any:
-    from datetime import timedelta  # noqa: PLC0415 - only obstore wants one
+    from datetime import timedelta  # only obstore wants one
 
     return timedelta(seconds=60)
 
