@@ -287,6 +287,7 @@ class Keys:
     def __init__(self, worker: str) -> None:
         self.worker = worker
         self.out = f"{worker}/out"
+        self.stops = f"{worker}/stops"
         self.epochs = f"{worker}/epochs"
         self.birth = f"{worker}/birth"
 
@@ -303,7 +304,7 @@ class Keys:
         return f"{self.epochs}/{number:08d}"
 
     def stop(self, job: str, place: int) -> str:
-        return f"{self.worker}/stops/{job}.{place}"
+        return f"{self.stops}/{job}.{place}"
 
     def left(self, out: OutKey) -> str:
         return f"{self.out}/{out}"

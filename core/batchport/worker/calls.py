@@ -1,0 +1,200 @@
+"""Asking the adapter: plain or async methods, off the event loop, each with a deadline, all counted.
+
+Called by the engine alone, which never touches an adapter in any other way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, TypeVar, cast
+
+from batchport.adapter import BatchWorkerAdapterBase
+from batchport.errors import BatchportError, UsageError
+from batchport.jobs import JobSpec, JobStatus, Limits
+
+__all__ = ["Backoff", "Calls", "UnclearAnswerError", "overrides"]
+
+_T = TypeVar("_T")
+
+
+class UnclearAnswerError(BatchportError):
+    """A call that did not answer in time, or whose answer is not what the contract asks for."""
+
+
+def overrides(adapter: BatchWorkerAdapterBase, method: str) -> bool:
+    """Return whether the adapter has its own version of an optional method."""
+    return getattr(type(adapter), method) is not getattr(BatchWorkerAdapterBase, method)
+
+
+class Backoff:
+    """How long to wait after the nth failure in a row: doubling from `first` to `most` seconds, with jitter."""
+
+    def __init__(self, first: float = 1.0, most: float = 60.0) -> None:
+        self.first, self.most, self.failures = first, most, 0
+
+    def next(self) -> float:
+        """Count one more failure and return the seconds to wait: between half of the step and all of it."""
+        step: float = min(self.most, self.first * 2 ** min(self.failures, 16))
+        self.failures += 1
+        return step * random.uniform(0.5, 1)  # noqa: S311 - jitter, not a secret
+
+    def reset(self) -> None:
+        """Forget the failures, after a success."""
+        self.failures = 0
+
+
+class Calls:
+    """All calls to one adapter. `counts` says how often each method was called.
+
+    Plain methods run in threads of their own, at most `limits.parallel_calls` at once (one before
+    `open`), since a thread that hangs can be left behind and a thread pool's cannot.
+    """
+
+    def __init__(self, adapter: BatchWorkerAdapterBase, deadline_s: float) -> None:
+        self._adapter = adapter
+        self._deadline_s = deadline_s
+        self._plain = asyncio.Semaphore(1)
+        self._next_submit = 0.0
+        self.counts: Counter[str] = Counter()
+        for method, arguments in _HOOKS.items():
+            _check_signature(adapter, method, arguments)
+
+    @property
+    def limits(self) -> Limits:
+        """What the backend accepts; only after `open`."""
+        return self._adapter.limits
+
+    async def open(self, worker: str) -> None:
+        """Open the adapter and look at its limits."""
+        await self._call("open", None, worker)
+        limits = getattr(self._adapter, "limits", None)
+        if not isinstance(limits, Limits):
+            raise UsageError(
+                f"{type(self._adapter).__name__}.limits is {limits!r} after open(): "
+                "set it to a batchport.Limits, in the class or in open()"
+            )
+        self._plain = asyncio.Semaphore(limits.parallel_calls)
+
+    async def close(self) -> None:
+        """Close the adapter."""
+        await self._call("close", None)
+
+    async def submit_job(self, job: JobSpec) -> str:
+        """Submit a job, no faster than the backend likes, and return its id."""
+        if rate := self.limits.submits_per_second:
+            now = time.monotonic()
+            self._next_submit = max(now, self._next_submit + 1 / rate)
+            await asyncio.sleep(self._next_submit - now)
+        job_id = await self._call("submit_job", None, job)
+        if not isinstance(job_id, str) or not job_id:
+            raise UnclearAnswerError(f"submit_job returned {job_id!r}, where the job's id (a str) belongs")
+        return job_id
+
+    async def poll_jobs(self, job_ids: Sequence[str]) -> list[JobStatus]:
+        """Ask for these jobs' statuses; they must be within `limits.poll_batch`."""
+        return await self._listed("poll_jobs", JobStatus, job_ids)
+
+    async def find_jobs(self, names: Sequence[str]) -> list[tuple[str, str]]:
+        """Look jobs up by name. Raises NotImplementedError where the backend can't be asked."""
+        return await self._listed("find_jobs", tuple, names)
+
+    async def inspect_job(self, job_id: str) -> JobStatus | None:
+        """Return what more there is to tell of one job."""
+        return cast("JobStatus | None", await self._call("inspect_job", None, job_id))
+
+    async def cancel_jobs(self, job_ids: Sequence[str]) -> None:
+        """Cancel these jobs: in one call where the adapter can, else one by one."""
+        if overrides(self._adapter, "cancel_jobs"):
+            await self._call("cancel_jobs", None, job_ids)
+            return
+        for job_id in job_ids:
+            await self._call("cancel_job", None, job_id)
+
+    async def _listed(self, method: str, kind: type[_T], argument: Sequence[str]) -> list[_T]:
+        answer = await self._call(method, list, argument)
+        if not isinstance(answer, list) or not all(isinstance(each, kind) for each in answer):
+            raise UnclearAnswerError(f"{method} returned {answer!r:.200}, where {kind.__name__} items belong")
+        return answer
+
+    async def _call(self, method: str, collect: Callable[[Iterable[Any]], object] | None, *arguments: object) -> object:
+        """Call one method. `collect` makes a list of its answer in the same thread: a generator works there."""
+        if not overrides(self._adapter, method) and method not in _REQUIRED:
+            # The defaults do nothing or say "not implemented": no call to count, no thread to start.
+            return getattr(self._adapter, method)(*arguments)
+        self.counts[method] += 1
+        function = getattr(self._adapter, method)
+        try:
+            if inspect.iscoroutinefunction(function):
+                answer = await asyncio.wait_for(function(*arguments), self._deadline_s)
+                return _collected(answer, collect)
+            async with self._plain:
+                return await asyncio.wait_for(
+                    _in_thread(lambda: _collected(function(*arguments), collect)), self._deadline_s
+                )
+        except TimeoutError as error:
+            raise UnclearAnswerError(f"{method} gave no answer within {self._deadline_s:g} s") from error
+
+
+_HOOKS = {
+    "open": ("worker",),
+    "submit_job": ("job",),
+    "poll_jobs": ("job_ids",),
+    "cancel_job": ("job_id",),
+    "find_jobs": ("names",),
+    "inspect_job": ("job_id",),
+    "cancel_jobs": ("job_ids",),
+    "element_id": ("job_id", "index"),
+    "check": (),
+    "close": (),
+}
+_REQUIRED = ("submit_job", "poll_jobs", "cancel_job")
+
+
+def _check_signature(adapter: BatchWorkerAdapterBase, method: str, arguments: tuple[str, ...]) -> None:
+    function = getattr(adapter, method)
+    signature = inspect.signature(function)
+    should = f"def {method}({', '.join(('self', *arguments))})"
+    name = f"{type(adapter).__name__}.{method}"
+    if inspect.isasyncgenfunction(function):
+        raise UsageError(f"{name} is an async generator; return a list instead of yielding, in an async {should}")
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        raise UsageError(f"{name}{signature} does not take what the worker passes; write: {should}") from None
+
+
+def _collected(answer: object, collect: Callable[[Iterable[Any]], object] | None) -> object:
+    return collect(answer) if collect and isinstance(answer, Iterable) else answer
+
+
+def _in_thread(function: Callable[[], object]) -> Awaitable[object]:
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[object] = loop.create_future()
+
+    def settle(answer: object, error: BaseException | None) -> None:
+        if future.done():  # its deadline passed, and nobody waits any more
+            return
+        if error is None:
+            future.set_result(answer)
+        else:
+            future.set_exception(error)
+
+    def work() -> None:
+        answer, failed = None, None
+        try:
+            answer = function()
+        except BaseException as error:  # noqa: BLE001 - it is raised again where the call was made
+            # A StopIteration cannot be set on a future; asyncio would raise here and the caller hang.
+            failed = RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the worker gave up on this call long ago
+            loop.call_soon_threadsafe(settle, answer, failed)
+
+    threading.Thread(target=work, name="batchport-adapter", daemon=True).start()
+    return future

@@ -1,0 +1,130 @@
+"""Who this worker is: its birth, its epoch, and names for its jobs that are unique for ever.
+
+Called by the engine when it starts and for each job that it makes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import socket
+import string
+from dataclasses import dataclass
+from pathlib import Path
+
+from batchport.errors import UsageError
+from batchport.store import Keys, Store
+
+__all__ = ["LABEL_LENGTH", "Epoch", "begin_epoch", "check_worker_name", "job_name", "label_of"]
+
+LABEL_LENGTH = 30
+_DIGITS = string.digits + string.ascii_lowercase
+_WORKER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]{0,38}[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One start of a worker: `birth` is its store's, `number` counts the starts."""
+
+    birth: str
+    number: int
+
+
+def check_worker_name(name: str) -> None:
+    """Raise UsageError unless `name` can be part of keys, and a label at every backend."""
+    if not _WORKER_NAME.fullmatch(name):
+        raise UsageError(
+            f"a worker can't be called {name!r}: use 1 to 40 of the characters A-Z a-z 0-9 _ -, "
+            "with a letter or digit at both ends"
+        )
+
+
+def begin_epoch(store: Store, keys: Keys) -> Epoch:
+    """Take the next epoch, so that no job of this start shares a name with one of another start.
+
+    Raises UsageError if a worker of this name is known to be running on this machine, and StoreError if
+    the store can't be written.
+    """
+    if (birth := store.get(keys.birth)) is None:
+        store.put(keys.birth, _random_characters(8).encode(), create=True)
+        birth = store.get(keys.birth) or b""
+    numbers = sorted(int(name) for name in store.names(keys.epochs) if name.isdecimal())
+    if numbers:
+        _refuse_if_running(keys.worker, store.get(keys.epoch(numbers[-1])))
+    number = numbers[-1] + 1 if numbers else 1
+    while not store.put(keys.epoch(number), _whoami(ended=False), create=True):
+        number += 1
+    store.delete(keys.epoch(each) for each in numbers)
+    return Epoch(birth.decode(), number)
+
+
+def end_epoch(store: Store, keys: Keys, epoch: Epoch) -> None:
+    """Note that this start has ended, so that the next one need not ask whether it lives."""
+    store.put(keys.epoch(epoch.number), _whoami(ended=True))
+
+
+def label_of(*words: str) -> str:
+    """Return words as a label: [a-z0-9-], beginning with a letter, at most LABEL_LENGTH characters."""
+    text = re.sub(r"[^a-z0-9]+", "-", "-".join(filter(None, words)).lower())
+    return text.lstrip(string.digits + "-")[:LABEL_LENGTH].rstrip("-")
+
+
+def job_name(label: str, epoch: Epoch, serial: int, longest: int) -> str:
+    """Return a name for the worker's job number `serial`: label, birth, epoch, serial; at most `longest` characters."""
+    unique = f"{epoch.birth}-{_base36(epoch.number)}-{_base36(serial)}"
+    return f"{label[: longest - len(unique) - 1].rstrip('-') or 'b'}-{unique}"
+
+
+def _base36(number: int) -> str:
+    digits = ""
+    while number or not digits:
+        number, digit = divmod(number, 36)
+        digits = _DIGITS[digit] + digits
+    return digits
+
+
+def _random_characters(count: int) -> str:
+    return "".join(secrets.choice(_DIGITS) for _ in range(count))
+
+
+def _whoami(*, ended: bool) -> bytes:
+    pid = os.getpid()
+    about = {"host": socket.gethostname(), "pid": pid, "started": _start_time(pid), "ended": ended}
+    return json.dumps(about).encode()
+
+
+def _refuse_if_running(worker: str, about: bytes | None) -> None:
+    holder = json.loads(about or b"{}")
+    if not holder or holder["ended"] or holder["host"] != socket.gethostname():
+        return
+    pid = holder["pid"]
+    if (started := _start_time(pid)) is None or started != holder["started"]:
+        return
+    where = "in this process" if pid == os.getpid() else f"as process {pid} on this machine"
+    raise UsageError(
+        f"a worker named {worker!r} is already running on this store, {where}; "
+        "end it first, or choose another name for this one"
+    )
+
+
+def _start_time(pid: int) -> str | None:
+    """Return when a process started, in the kernel's own count, None if there is none: pids are used again.
+
+    https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html, field 22. Where there is no /proc, a living
+    process has the start time "".
+    """
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except OSError:
+        pass
+    if Path("/proc/self").exists():
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return ""

@@ -1,0 +1,159 @@
+"""The words for every bad ending: a Failure with its sentence, evidence and advice.
+
+Called by the engine once a task is given up. What the runner saw from inside and what the backend says
+from outside are put together here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from batchport.envelope import Envelope
+from batchport.errors import Reason
+from batchport.jobs import JobState, JobStatus, Resources
+from batchport.tasks import Failure
+from batchport.worker.tracking import Job, Rules, Verdict
+
+__all__ = [
+    "cancelled",
+    "failure_of_evidence",
+    "failure_of_exception",
+    "failure_of_job",
+    "output_of",
+    "rejected",
+    "unanswered",
+    "unreadable",
+]
+
+_COULD_NOT_START = (126, 127)
+"""A shell's exit codes for "found, cannot be run" and "not found".
+https://pubs.opengroup.org/onlinepubs/9799919799/utilities/V3_chap02.html#tag_19_08_02"""
+
+_ADVICE = {
+    Reason.OUT_OF_MEMORY: "Ask for more with Resources(memory_mib=...), or let the task use less.",
+    Reason.TIMEOUT: "Ask for more with Resources(time_limit_s=...), or make the task shorter.",
+    Reason.NODE_LOST: "Run it again; with retries=N the worker does so by itself.",
+    Reason.PREEMPTED: "Run it again; with retries=N the worker does so by itself.",
+    Reason.IMAGE: "Check the image's name, and that the backend may pull it.",
+    Reason.UNSCHEDULABLE: "Ask for less, or have the backend offer machines that are large enough.",
+    Reason.CONFIGURATION: "Correct the option that the backend names, and submit again.",
+    Reason.HELD: "Ask whoever runs the backend to release it.",
+    Reason.CANCELLED: "Submit it again if you did not mean it to end.",
+    Reason.ENVIRONMENT: "Check the worker's python= option: jobs run it with -m batchport.runner.",
+    Reason.RUNNER_CRASH: "Look at the evidence and at the backend's own log of the job.",
+}
+
+
+def failure_of_exception(envelope: Envelope) -> Failure:
+    """Return the failure of a task whose function raised, as the runner committed it."""
+    return _from_runner(envelope, Reason.USER_ERROR)
+
+
+def failure_of_evidence(job: Job, resources: Resources, envelope: Envelope) -> Failure:
+    """Return the failure of a task that died without an answer, by the runner's evidence and the backend's word.
+
+    The runner knows what it saw (a time limit, a damaged payload, an exit code); where it saw only a
+    signal from outside, the backend's reason says what that was.
+    """
+    status = job.status
+    said = status.reason if status is not None else None
+    if envelope.fields.get("reason") is not None or said is None:
+        return _from_runner(envelope, Reason.RUNNER_CRASH, _backend_says(status))
+    words = _from_runner(envelope, said)
+    evidence = "\n".join(filter(None, (_backend_says(status), words.message, words.evidence)))
+    return Failure(said, _sentence(job, said, resources), evidence, _ADVICE.get(said, words.advice))
+
+
+def failure_of_job(job: Job, verdict: Verdict, rules: Rules, resources: Resources, store: str) -> Failure:
+    """Return the failure of a task whose job is over and left nothing about it."""
+    status, backend = job.status, _backend_says(job.status)
+    if verdict is Verdict.VANISHED:
+        last = f"last reported as {status.state.value}" if status else "never reported since it was submitted"
+        return Failure(
+            Reason.LOST,
+            f"Job {job.name} ({job.id}) vanished: the backend no longer knows it, and it left no result.",
+            f"{job.omissions} polls in a row did not mention it; {last}.\n{backend}".strip(),
+            "Look for the job in the backend's own history; with retries=N the worker runs lost tasks again.",
+        )
+    if verdict is Verdict.NO_RESULT:
+        return Failure(
+            Reason.LOST,
+            f"Job {job.name} ({job.id}) succeeded by the backend's word, but left no result.",
+            f"No result came within {rules.grace_s:g} s.\n{backend}".strip(),
+            f"Check that jobs see the same store as this process: {store}",
+        )
+    reason = (status.reason if status else None) or Reason.RUNNER_CRASH
+    if status is not None and status.reason is None:
+        if status.state is JobState.CANCELLED:
+            reason = Reason.CANCELLED
+        elif status.exit_code in _COULD_NOT_START or "No module named 'batchport'" in status.evidence:
+            reason = Reason.ENVIRONMENT
+    return Failure(reason, _sentence(job, reason, resources), backend, _ADVICE.get(reason, ""))
+
+
+def cancelled(task_id: str) -> Failure:
+    """Return the failure of a task whose host asked for it to end."""
+    return Failure(Reason.CANCELLED, f"Task {task_id} was cancelled.")
+
+
+def rejected(job: Job, error: Exception) -> Failure:
+    """Return the failure of a task whose job the backend refused."""
+    sentence = f"The backend refused job {job.name}."
+    return Failure(Reason.CONFIGURATION, sentence, str(error), _ADVICE[Reason.CONFIGURATION])
+
+
+def unanswered(job: Job, error: Exception, grace_s: float) -> Failure:
+    """Return the failure of a task whose submit had no clear answer, at a backend that can't be asked by name."""
+    return Failure(
+        Reason.LOST,
+        f"Job {job.name} may or may not have been submitted: its submit had no clear answer.",
+        f"{error}\nNo result came within {grace_s:g} s, and this adapter has no find_jobs to look the job up.",
+        "Look for the job by its name at the backend before you run the task again: it may be running.",
+    )
+
+
+def unreadable(what: str, error: Exception) -> Failure:
+    """Return the failure of a task whose function, argument or result can't be read."""
+    return Failure(Reason.PAYLOAD, f"{what} can't be read.", str(error), "Run the task again.")
+
+
+def _sentence(job: Job, reason: Reason, resources: Resources) -> str:
+    name = f"Job {job.name} ({job.id})"
+    status = job.status
+    if reason is Reason.OUT_OF_MEMORY:
+        limit = f" of {resources.memory_mib} MiB a task" if resources.memory_mib else ""
+        return f"{name} was ended because it used more memory than its limit{limit}."
+    if reason is Reason.TIMEOUT:
+        limit = f" of {resources.time_limit_s} s a task" if resources.time_limit_s else ""
+        return f"{name} was ended because it ran longer than its time limit{limit}."
+    if reason is Reason.NODE_LOST:
+        return f"{name} ended because the machine that ran it went away."
+    if reason is Reason.PREEMPTED:
+        return f"{name} was ended because the backend needed the machine for something else."
+    if reason is Reason.CANCELLED:
+        return f"{name} was cancelled at the backend, and not by its worker."
+    if reason is Reason.ENVIRONMENT:
+        return f"{name} could not start batchport's runner."
+    if reason in {Reason.IMAGE, Reason.UNSCHEDULABLE, Reason.CONFIGURATION, Reason.HELD}:
+        return f"{name} could not start: {reason.value}."
+    code = f" with exit code {status.exit_code}" if status is not None and status.exit_code is not None else ""
+    return f"{name} ended{code} and left no result."
+
+
+def _from_runner(envelope: Envelope, otherwise: Reason, backend: str = "") -> Failure:
+    fields = envelope.fields
+    reason = Reason[fields["reason"]] if fields.get("reason") else otherwise
+    evidence = "\n".join(filter(None, (str(fields["evidence"]).strip(), backend)))
+    exception = envelope.parts[0] or None
+    return Failure(reason, str(fields["message"]), evidence, str(fields["advice"]), exception)
+
+
+def _backend_says(status: JobStatus | None) -> str:
+    if status is None:
+        return ""
+    words = [status.state.value, status.reason.value if status.reason else ""]
+    words.append(f"exit code {status.exit_code}" if status.exit_code is not None else "")
+    return "\n".join(filter(None, (f"the backend says: {', '.join(filter(None, words))}", status.evidence.strip())))
+
+
+def output_of(envelope: Envelope) -> str:
+    """Return what the task printed, from any of the runner's envelopes about it."""
+    return envelope.parts[1].decode(errors="replace") if len(envelope.parts) > 1 else ""
