@@ -18,7 +18,11 @@ from urllib.parse import quote, unquote, urlsplit
 
 from batchport.errors import StoreError, UsageError
 
-__all__ = ["FolderStore", "Keys", "ObjectStore", "OutKey", "Store", "open_store"]
+__all__ = ["NO_STORE", "FolderStore", "Keys", "ObjectStore", "OutKey", "Store", "open_store"]
+
+NO_STORE = 74
+"""The exit code of a runner that can't use its store, and so can leave no evidence there (EX_IOERR).
+https://man.freebsd.org/cgi/man.cgi?query=sysexits&sektion=3"""
 
 _SAFE = "/:.,@=+-_"
 _SCHEMES = ("s3", "gs", "az", "memory")
@@ -50,7 +54,7 @@ class Store(ABC):
 
     @abstractmethod
     def names(self, folder: str) -> list[str]:
-        """Return the names of the objects directly in `folder`, unsorted; [] if there are none. Raises StoreError."""
+        """Return the names of the objects in `folder`, which holds no folders, unsorted. Raises StoreError."""
 
     @abstractmethod
     def delete(self, keys: Iterable[str]) -> None:
@@ -65,6 +69,9 @@ def open_store(url: str | os.PathLike[str]) -> Store:
     """
     text = os.fspath(url)
     parts = urlsplit(text)
+    if parts.scheme == "file" and parts.netloc not in {"", "localhost"}:
+        message = f"{text!r} names a host, {parts.netloc}; a folder's URL has three slashes: file:///{parts.netloc}..."
+        raise UsageError(message)
     if not parts.scheme or parts.scheme == "file":
         return FolderStore(Path(unquote(parts.path) if parts.scheme else text))
     if parts.scheme in _SCHEMES:
@@ -187,7 +194,7 @@ class ObjectStore(Store):
                 retry_config={"max_retries": 4, "retry_timeout": _minute()},
             )
         except (exceptions.BaseError, ValueError) as error:
-            message = f"the store {self.url} cannot be opened: {error}"
+            message = f"the store {url} cannot be opened: {_first_line(error)}"
             raise UsageError(message) from error
 
     def put(self, key: str, data: bytes, *, create: bool = False) -> bool:
@@ -237,7 +244,11 @@ class ObjectStore(Store):
             raise self._error("delete", "objects", error) from error
 
     def _error(self, what: str, key: str, error: Exception) -> StoreError:
-        return StoreError(f"the store {self.url} cannot {what} {key}: {error}")
+        return StoreError(f"the store {self.url} cannot {what} {key}: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]  # obstore's others are how Rust would print it
 
 
 def _minute() -> Any:

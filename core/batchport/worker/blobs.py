@@ -6,11 +6,11 @@ Called by the engine: a task holds its blobs from intake to outcome.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from batchport.store import Keys, Store
 from batchport.tasks import Blob, Task
+from batchport.worker.storage import Storage
 
 __all__ = ["SharedBlobs"]
 
@@ -26,13 +26,10 @@ class _Shared:
 
 
 class SharedBlobs:
-    """Which large blobs are in the store, and how many tasks hold each.
+    """Which large blobs are in the store, and how many tasks hold each."""
 
-    `insist` calls a function of the store until it works; its first argument says what for.
-    """
-
-    def __init__(self, store: Store, keys: Keys, insist: Callable[..., Awaitable[object]]) -> None:
-        self._store, self._keys, self._insist = store, keys, insist
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
         self._shared: dict[str, _Shared] = {}
 
     def hold(self, task: Task) -> None:
@@ -54,7 +51,8 @@ class SharedBlobs:
             async with shared.lock:
                 if not shared.stored:
                     data = await blob.read()
-                    await self._insist(f"store {blob.size} bytes", self._store.put, self._keys.blob(blob.key), data)
+                    key = self._storage.keys.blob(blob.key)
+                    await self._storage.insist(f"store {blob.size} bytes at {key}", self._storage.store.put, key, data)
                     shared.stored = True
         return small
 
@@ -67,7 +65,8 @@ class SharedBlobs:
                 continue
             async with shared.lock:  # somebody may take hold of it again meanwhile
                 if shared.stored and not shared.holders:
-                    await self._insist("remove a blob", self._store.delete, [self._keys.blob(key)])
+                    stored = self._storage.keys.blob(key)
+                    await self._storage.insist(f"remove {stored}", self._storage.store.delete, [stored])
                     shared.stored = False
                 if not shared.holders:
                     self._shared.pop(key, None)

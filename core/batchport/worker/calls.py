@@ -111,6 +111,8 @@ class Calls:
 
     async def cancel_jobs(self, job_ids: Sequence[str]) -> None:
         """Cancel these jobs: in one call where the adapter can, else one by one."""
+        if not job_ids:
+            return
         if overrides(self._adapter, "cancel_jobs"):
             await self._call("cancel_jobs", None, job_ids)
             return

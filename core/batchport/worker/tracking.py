@@ -10,12 +10,18 @@ from enum import Enum
 
 from batchport.errors import Reason
 from batchport.jobs import JobSpec, JobState, JobStatus
+from batchport.store import NO_STORE
 from batchport.tasks import Task
 
-__all__ = ["Entry", "Job", "Rules", "Verdict"]
+__all__ = ["CANNOT_START", "Entry", "Job", "Rules", "Verdict"]
+
+CANNOT_START = (126, 127)
+"""A shell's exit codes for a command that can't be run, and for one that is not there.
+https://pubs.opengroup.org/onlinepubs/9799919799/utilities/V3_chap02.html#tag_19_08_02"""
 
 _ALL_COMMITTED = (0, 1)
 """The runner's exit codes that say: whatever became of the tasks is in the store."""
+_NEVER_STARTED = (NO_STORE, *CANNOT_START)
 _START_DEADLINE_S = 600.0
 _CANCEL_AGAIN_S = 60.0
 _LINGER_S = 60.0
@@ -76,7 +82,7 @@ class Job:
     cancel_sent_at: float | None = None
     cancel_wanted: bool = False
     evidence: dict[int, list[str]] = field(default_factory=dict)
-    """How tasks died, by place: names of objects in the store."""
+    """How tasks died, by place: keys of what the runner left about it."""
     left: set[str] = field(default_factory=set)
     """The keys of all that must go from the store with the job."""
 
@@ -93,6 +99,23 @@ class Job:
     def all_cancelled(self) -> bool:
         """Whether nobody wants any of the tasks that are left."""
         return all(entry.cancelled for entry in self.entries.values())
+
+    @property
+    def lingers(self) -> bool:
+        """Whether the job is at the backend, as far as is known, and has not ended."""
+        return self.id is not None and not self.is_over and self.omissions == 0
+
+    def blamed(self, verdict: Verdict) -> set[int]:
+        """Return the places of the tasks that a bad ending is about; the others never started.
+
+        A runner takes its tasks in order, so without evidence the first one left is the one that ran.
+        """
+        places = set(self.entries)
+        status = self.status
+        everyone = verdict in {Verdict.NO_RESULT, Verdict.BLOCKED} or (
+            status is not None and (status.state is JobState.CANCELLED or status.exit_code in _NEVER_STARTED)
+        )
+        return places if everyone else (places & self.evidence.keys() or {min(places)})
 
     def saw(self, status: JobStatus, now: float) -> bool:
         """Take in what a poll said, and return whether it is news. A final state is never taken back."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 from batchport.envelope import Envelope
 from batchport.errors import Reason
 from batchport.jobs import JobState, JobStatus, Resources
+from batchport.store import NO_STORE
 from batchport.tasks import Failure
-from batchport.worker.tracking import Job, Rules, Verdict
+from batchport.worker.tracking import CANNOT_START, Job, Rules, Verdict
 
 __all__ = [
     "cancelled",
@@ -22,10 +23,6 @@ __all__ = [
     "unanswered",
     "unreadable",
 ]
-
-_COULD_NOT_START = (126, 127)
-"""A shell's exit codes for "found, cannot be run" and "not found".
-https://pubs.opengroup.org/onlinepubs/9799919799/utilities/V3_chap02.html#tag_19_08_02"""
 
 _ADVICE = {
     Reason.OUT_OF_MEMORY: "Ask for more with Resources(memory_mib=...), or let the task use less.",
@@ -40,6 +37,23 @@ _ADVICE = {
     Reason.ENVIRONMENT: "Check the worker's python= option: jobs run it with -m batchport.runner.",
     Reason.RUNNER_CRASH: "Look at the evidence and at the backend's own log of the job.",
 }
+
+_SENTENCES = {
+    Reason.OUT_OF_MEMORY: "was ended because it used more memory than its limit{memory}",
+    Reason.TIMEOUT: "was ended because it ran longer than its time limit{time}",
+    Reason.NODE_LOST: "ended because the machine that ran it went away",
+    Reason.PREEMPTED: "was ended because the backend needed the machine for something else",
+    Reason.IMAGE: "could not start: its image can't be pulled or run",
+    Reason.UNSCHEDULABLE: "could not start: nothing at the backend can hold it",
+    Reason.CONFIGURATION: "could not start: the backend can never run it as it is",
+    Reason.HELD: "could not start: it is held at the backend",
+    Reason.CANCELLED: "was cancelled at the backend, and not by its worker",
+    Reason.ENVIRONMENT: "could not start batchport's runner",
+    Reason.RUNNER_CRASH: "ended{code} and left no result",
+}
+
+_NO_BATCHPORT = "No module named batchport"
+"""What Python says, about -m, where the package is not installed."""
 
 
 def failure_of_exception(envelope: Envelope) -> Failure:
@@ -80,12 +94,14 @@ def failure_of_job(job: Job, verdict: Verdict, rules: Rules, resources: Resource
             f"No result came within {rules.grace_s:g} s.\n{backend}".strip(),
             f"Check that jobs see the same store as this process: {store}",
         )
-    reason = (status.reason if status else None) or Reason.RUNNER_CRASH
-    if status is not None and status.reason is None:
-        if status.state is JobState.CANCELLED:
-            reason = Reason.CANCELLED
-        elif status.exit_code in _COULD_NOT_START or "No module named 'batchport'" in status.evidence:
-            reason = Reason.ENVIRONMENT
+    if status is not None and status.exit_code == NO_STORE:
+        return Failure(
+            Reason.ENVIRONMENT,
+            f"Job {job.name} ({job.id}) could not use the store.",
+            backend,
+            f"Check that jobs can read and write {store}",
+        )
+    reason = _reason(status)
     return Failure(reason, _sentence(job, reason, resources), backend, _ADVICE.get(reason, ""))
 
 
@@ -115,27 +131,27 @@ def unreadable(what: str, error: Exception) -> Failure:
     return Failure(Reason.PAYLOAD, f"{what} can't be read.", str(error), "Run the task again.")
 
 
+def _reason(status: JobStatus | None) -> Reason:
+    """Return the backend's reason, or the one that follows from how the job ended."""
+    if status is None:
+        return Reason.RUNNER_CRASH
+    if status.reason is not None:
+        return status.reason
+    if status.state is JobState.CANCELLED:
+        return Reason.CANCELLED
+    if status.exit_code in CANNOT_START or _NO_BATCHPORT in status.evidence:
+        return Reason.ENVIRONMENT
+    return Reason.RUNNER_CRASH
+
+
 def _sentence(job: Job, reason: Reason, resources: Resources) -> str:
-    name = f"Job {job.name} ({job.id})"
-    status = job.status
-    if reason is Reason.OUT_OF_MEMORY:
-        limit = f" of {resources.memory_mib} MiB a task" if resources.memory_mib else ""
-        return f"{name} was ended because it used more memory than its limit{limit}."
-    if reason is Reason.TIMEOUT:
-        limit = f" of {resources.time_limit_s} s a task" if resources.time_limit_s else ""
-        return f"{name} was ended because it ran longer than its time limit{limit}."
-    if reason is Reason.NODE_LOST:
-        return f"{name} ended because the machine that ran it went away."
-    if reason is Reason.PREEMPTED:
-        return f"{name} was ended because the backend needed the machine for something else."
-    if reason is Reason.CANCELLED:
-        return f"{name} was cancelled at the backend, and not by its worker."
-    if reason is Reason.ENVIRONMENT:
-        return f"{name} could not start batchport's runner."
-    if reason in {Reason.IMAGE, Reason.UNSCHEDULABLE, Reason.CONFIGURATION, Reason.HELD}:
-        return f"{name} could not start: {reason.value}."
-    code = f" with exit code {status.exit_code}" if status is not None and status.exit_code is not None else ""
-    return f"{name} ended{code} and left no result."
+    code = job.status.exit_code if job.status is not None else None
+    what = _SENTENCES[reason].format(
+        memory=f" of {resources.memory_mib} MiB a task" if resources.memory_mib else "",
+        time=f" of {resources.time_limit_s} s a task" if resources.time_limit_s else "",
+        code="" if code is None else f" with exit code {code}",
+    )
+    return f"Job {job.name} ({job.id}) {what}."
 
 
 def _from_runner(envelope: Envelope, otherwise: Reason, backend: str = "") -> Failure:
