@@ -7,7 +7,7 @@ point group `batchport.backends`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from importlib.metadata import entry_points
 from typing import Any
@@ -46,7 +46,8 @@ def make_adapter(name: str, options: object = None) -> BatchWorkerAdapterBase:
     if not (isinstance(kind, type) and issubclass(kind, BatchWorkerAdapterBase)):
         message = f"the backend {name!r} is {points[0].value}, which is no BatchWorkerAdapterBase"
         raise UsageError(message)
-    return kind(_options(name, kind, options))  # type: ignore[call-arg] - every adapter takes its Options
+    make: Callable[[object], BatchWorkerAdapterBase] = kind  # every adapter takes its Options
+    return make(_options(name, kind, options))
 
 
 def _options(name: str, kind: type[BatchWorkerAdapterBase], options: object) -> Any:

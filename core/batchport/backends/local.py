@@ -1,0 +1,168 @@
+"""The embedded backend: jobs are processes on this machine. Also the model for adapters of other backends.
+
+`LocalAdapter` starts one supervisor (`_supervisor.py`) for each job and has no part in its life after that,
+so its jobs start, run and end whether or not a worker lives. All that is known of a job is in its folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from batchport.adapter import BatchWorkerAdapterBase
+from batchport.backends import _supervisor
+from batchport.errors import BackendUnusableError, Reason, RejectedJobError, UsageError
+from batchport.jobs import Check, JobSpec, JobState, JobStatus, Limits, Resources
+
+__all__ = ["LocalAdapter", "Options"]
+
+KEPT_S = 7 * 24 * 3600
+"""How long the folder of a job that ended is kept, in seconds, where no worker removes it."""
+LOG_TAIL = 4096
+"""How much of the end of a job's log is evidence, in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What can be chosen about jobs on this machine.
+
+    folder: where the jobs' folders are; None for `batchport-UID` in the system's temporary folder.
+    slots: how many CPUs the jobs of this folder share; None for all that this process may use.
+    """
+
+    folder: str | None = None
+    slots: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse slots with which nothing would ever run."""
+        if self.slots is not None and self.slots < 1:
+            message = f"Options(slots={self.slots!r}): must be at least 1, or None for all CPUs"
+            raise UsageError(message)
+
+
+class LocalAdapter(BatchWorkerAdapterBase):
+    """Runs each job as processes on this machine, in the folder in which the worker runs.
+
+    A job's id is its name. A job's CPUs are slots that it waits for; they do not bind it to processors.
+    It gets the worker's environment beside its own. The memory limit needs /proc, and so Linux.
+    """
+
+    options_type = Options
+    # One string of the environment holds at most 131,072 bytes, base64 and name included:
+    # https://man7.org/linux/man-pages/man2/execve.2.html. A file's name holds at most 255.
+    limits = Limits(name_length=200, inline_bytes=90 * 1024)
+
+    def __init__(self, options: Options) -> None:
+        default = Path(tempfile.gettempdir(), f"batchport-{os.getuid()}")
+        self.folder = Path(options.folder or default).absolute()
+        self.slots = options.slots or _usable_cpus()
+
+    def open(self, worker: str) -> None:
+        self.jobs = self.folder / "jobs" / worker
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self.folder.lstat().st_uid != os.getuid():
+                message = f"{self.folder} belongs to another user: choose another folder with Options(folder=...)"
+                raise BackendUnusableError(message)
+            self.jobs.mkdir(parents=True, exist_ok=True)
+            (self.folder / "slots").mkdir(exist_ok=True)
+            _remove_ended(self.folder.glob("jobs/*/*"), KEPT_S)
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def submit_job(self, job: JobSpec) -> str:
+        self._refuse(job.resources)
+        folder, asked = self.jobs / job.name, job.resources
+        numbers = (self.slots, asked.cpus, asked.memory_mib or 0, asked.time_limit_s or 0)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _supervisor.start(str(folder), job.script, str(self.folder / "slots"), *numbers)
+        except OSError as error:
+            raise self._unusable(error) from error
+        return job.name
+
+    def poll_jobs(self, job_ids: Sequence[str]) -> Iterable[JobStatus]:
+        return [status for status in map(self._status, job_ids) if status]
+
+    def cancel_job(self, job_id: str) -> None:
+        with suppress(FileNotFoundError, ProcessLookupError):  # unknown, or just over
+            _supervisor.cancel(str(self.jobs / job_id))
+
+    def find_jobs(self, names: Sequence[str]) -> Iterable[tuple[str, str]]:
+        return [(name, name) for name in names if self._status(name)]
+
+    def inspect_job(self, job_id: str) -> JobStatus | None:
+        status, log = self._status(job_id), self.jobs / job_id / "log"
+        if status is None or not log.exists():
+            return status
+        with log.open("rb") as file:
+            file.seek(-min(log.stat().st_size, LOG_TAIL), os.SEEK_END)
+            tail = file.read().decode(errors="replace")
+        return replace(status, evidence=f"{status.evidence}\n{log} ends with:\n{tail}")
+
+    def cancel_jobs(self, job_ids: Sequence[str]) -> None:
+        for each in job_ids:
+            self.cancel_job(each)
+
+    def check(self) -> Iterable[Check]:
+        writable, proc = os.access(self.folder, os.W_OK | os.X_OK), Path("/proc/self/statm").exists()
+        looked_at = (
+            (f"jobs' folders in {self.folder}", writable, "choose another with Options(folder=...)"),
+            (f"{self.slots} slots for {_usable_cpus()} CPUs", True, ""),
+            ("bash, which runs the jobs", shutil.which("bash") is not None, "install bash, or put it on PATH"),
+            ("memory limits", proc, "they need Linux's /proc and are not kept here: leave memory_mib out"),
+        )
+        return [Check(what, ok, "" if ok else advice) for what, ok, advice in looked_at]
+
+    def close(self) -> None:
+        _remove_ended(self.jobs.glob("*"), 0)
+
+    def _status(self, job_id: str) -> JobStatus | None:
+        record = _supervisor.read_record(str(self.jobs / job_id))
+        if record is None:
+            return None
+        state, evidence = JobState[record["state"]], record["evidence"]
+        reason = Reason[record["reason"]] if record["reason"] else None
+        exit_code = int(record["exit_code"]) if record["exit_code"] else None
+        return JobStatus(job_id, state, job_id, reason, evidence, exit_code)
+
+    def _refuse(self, asked: Resources) -> None:
+        memory = asked.memory_mib or 0
+        refusals = (
+            (asked.cpus > self.slots, f"{asked.cpus} CPUs for one job, and this backend has {self.slots} slots"),
+            (memory > _memory_mib(), f"{memory} MiB for one job, and this machine has {_memory_mib()} MiB"),
+            (asked.gpus > 0, f"{asked.gpus} GPUs for one job, and this backend has no GPUs"),
+            (bool(asked.extra), f"extra={dict(asked.extra)!r}, and this backend has no options of its own for a job"),
+        )
+        for refused, message in refusals:
+            if refused:
+                raise RejectedJobError(message)
+
+    def _unusable(self, error: OSError) -> BackendUnusableError:
+        message = f"no job can be kept in {self.folder}: {error.strerror}. Choose another with Options(folder=...)"
+        return BackendUnusableError(message)
+
+
+def _usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory_mib() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
+
+
+def _remove_ended(folders: Iterable[Path], kept_s: float) -> None:
+    """Remove the folders of jobs that ended, or whose submit died half-way, at least `kept_s` seconds ago."""
+    for folder in folders:
+        with suppress(OSError):  # another worker removes it too, or just uses it
+            record = _supervisor.read_record(str(folder))
+            ended = record["state"] in _supervisor.FINAL if record else kept_s > 0
+            if ended and time.time() - folder.stat().st_mtime >= kept_s:
+                shutil.rmtree(folder)
+                folder.parent.rmdir()
