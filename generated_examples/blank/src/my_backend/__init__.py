@@ -1,0 +1,1 @@
+"""my-backend: a backend for batchport."""
