@@ -132,15 +132,16 @@ class Calls:
             return getattr(self._adapter, method)(*arguments)
         self.counts[method] += 1
         function = getattr(self._adapter, method)
+        deadline = asyncio.timeout(self._deadline_s)
         try:
             if inspect.iscoroutinefunction(function):
-                answer = await asyncio.wait_for(function(*arguments), self._deadline_s)
-                return _collected(answer, collect)
-            async with self._plain:
-                return await asyncio.wait_for(
-                    _in_thread(lambda: _collected(function(*arguments), collect)), self._deadline_s
-                )
+                async with deadline:
+                    return _collected(await function(*arguments), collect)
+            async with self._plain, deadline:
+                return await _in_thread(lambda: _collected(function(*arguments), collect))
         except TimeoutError as error:
+            if not deadline.expired():  # the adapter's own
+                raise
             raise UnclearAnswerError(f"{method} gave no answer within {self._deadline_s:g} s") from error
 
 

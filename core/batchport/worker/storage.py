@@ -62,8 +62,10 @@ class Storage:
             return
         try:
             await self.do(self.store.delete, unwanted)
-        except StoreError as error:
-            self._unwanted += unwanted
+        except BaseException as error:
+            self._unwanted += unwanted  # also when the worker leaves just now: it tidies once more at the end
+            if not isinstance(error, StoreError):
+                raise
             _log.warning("can't clean up in the store, will try again: %s", error)
 
     def close(self) -> None:
