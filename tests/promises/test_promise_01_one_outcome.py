@@ -87,6 +87,7 @@ async def test_a_task_that_is_offered_twice_runs_once(world: Any, make_task: Cal
         await worker.submit(make_task("t"))
         job = await world.job()
         await worker.submit(make_task("t"))
+        assert (worker.counts.waiting, worker.counts.sent) == (0, 1)
         world.leave_result(job)
         await worker.drain()
     assert list(world.backend.jobs) == ["1"]

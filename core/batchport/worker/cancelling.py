@@ -36,7 +36,8 @@ class Cancelling:
     async def sent_within(self, seconds: float) -> bool:
         """Wait until a cancel was accepted, at most so long; return whether one was."""
         try:
-            await asyncio.wait_for(self._sent.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._sent.wait()
         except TimeoutError:
             return False
         self._sent.clear()
