@@ -8,7 +8,6 @@ methods block: callers with an event loop run them in a thread.
 from __future__ import annotations
 
 import os
-import secrets
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
@@ -70,7 +69,7 @@ def open_store(url: str | os.PathLike[str]) -> Store:
     text = os.fspath(url)
     parts = urlsplit(text)
     if parts.scheme == "file" and parts.netloc not in {"", "localhost"}:
-        message = f"{text!r} names a host, {parts.netloc}; a folder's URL has three slashes: file:///{parts.netloc}..."
+        message = f"{text!r} names a host, {parts.netloc}; a folder's URL has three slashes: file:///{parts.netloc}{parts.path}"
         raise UsageError(message)
     if not parts.scheme or parts.scheme == "file":
         return FolderStore(Path(unquote(parts.path) if parts.scheme else text))
@@ -87,30 +86,31 @@ class FolderStore(Store):
     def __init__(self, root: Path) -> None:
         super().__init__()
         self.root = root.absolute()
-        self.url = "file://" + quote(str(self.root), safe=_SAFE)
+        # "~" would need no quotes in a URL, but does in a script.
+        self.url = "file://" + quote(str(self.root), safe=_SAFE).replace("~", "%7E")
 
     def put(self, key: str, data: bytes, *, create: bool = False) -> bool:
         self.calls["put"] += 1
         target = self.root / key
         # In the target's own folder, since a rename or link must not cross file systems; a name that
         # begins with a dot is never listed, so a writer that was killed leaves nothing that counts.
-        draft = target.parent / f".{secrets.token_hex(8)}"
+        draft = target.parent / f".{os.urandom(8).hex()}"
         try:
             try:
                 self._write(draft, data)
             except FileNotFoundError:
                 self._make_folders(target.parent)
                 self._write(draft, data)
-            if not create:
-                draft.replace(target)
-                return True
             try:
-                os.link(draft, target)
+                if create:
+                    os.link(draft, target)
+                else:
+                    draft.replace(target)
             except FileExistsError:
                 # Over NFS the answer to a link that worked can be lost and the link sent again.
                 return draft.stat().st_nlink > 1
             finally:
-                draft.unlink()
+                draft.unlink(missing_ok=True)
         except OSError as error:
             raise self._error("write", key, error) from error
         return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -11,17 +10,9 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from tests.mutants.promises import FAULTS, Fault
 
-_HERE = Path(__file__).parent
-_ROOT = _HERE.parents[1]
-
-_spec = importlib.util.spec_from_file_location("promise_faults", _HERE / "promises.py")
-assert _spec is not None
-assert _spec.loader is not None
-_module = importlib.util.module_from_spec(_spec)
-sys.modules[_spec.name] = _module
-_spec.loader.exec_module(_module)
-FAULTS, Fault = _module.FAULTS, _module.Fault
+_ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.timeout(120)

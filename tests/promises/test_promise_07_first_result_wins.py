@@ -57,11 +57,11 @@ def test_of_two_runs_the_first_result_wins_and_the_second_is_recorded(store: Fol
         import os
         import time
 
-        place = len(os.listdir(meeting))
-        open(f"{meeting}/{os.getpid()}", "w").close()
-        while len(os.listdir(meeting)) < 2:
+        place = len(list(meeting.iterdir()))
+        (meeting / str(os.getpid())).touch()
+        while len(list(meeting.iterdir())) < 2:
             time.sleep(0.01)
-        while place and not os.path.exists(f"{meeting}/first-is-done"):
+        while place and not (meeting / "first-is-done").exists():
             time.sleep(0.01)
         return place
 
@@ -85,7 +85,7 @@ def test_a_task_whose_result_is_there_is_not_run_again(store: FolderStore, tmp_p
     mark = tmp_path / "ran"
 
     def leave_mark() -> None:
-        with open(mark, "a") as file:
+        with mark.open("a") as file:
             file.write("ran\n")
 
     _offer(store, leave_mark)
@@ -102,7 +102,7 @@ def test_a_runner_keeps_its_input(store: FolderStore) -> None:
 
 def test_a_runner_whose_manifest_is_gone_runs_nothing_and_ends_quietly(store: FolderStore, tmp_path: Path) -> None:
     mark = tmp_path / "ran"
-    _offer(store, lambda: mark.touch())
+    _offer(store, mark.touch)
     store.delete([Keys("w").manifest(JOB)])
     assert _run(_start_runner(store)) == [0]
     assert not mark.exists()

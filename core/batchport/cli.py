@@ -1,0 +1,97 @@
+"""The command line: `batchport demo` and `batchport doctor`.
+
+Called by the `batchport` script. Needs the `cli` extra, and says so without it.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import sys
+from collections.abc import Awaitable
+from typing import Annotated, TypeVar
+
+from batchport.adapter import BatchWorkerAdapterBase
+from batchport.backends import make_adapter
+from batchport.errors import BatchportError, UsageError
+from batchport.jobs import Check
+
+try:
+    import typer
+except ImportError:
+    sys.exit("batchport: the command line needs typer and rich; install them with: pip install 'batchport[cli]'")
+
+__all__ = ["main"]
+
+_T = TypeVar("_T")
+
+_app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Run Python functions on any batch backend.",
+)
+
+
+def main() -> None:
+    """Run the command line; a failure ends the process with exit code 1, in words."""
+    try:
+        _app()
+    except BatchportError as error:
+        sys.exit(f"batchport: {error}")
+
+
+@_app.command()
+def demo(
+    *,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the folder with the new backend behind.")] = False,
+) -> None:
+    """Scaffold a backend, see its suite fail, fill it in, see it pass, and run real work through it."""
+    try:
+        from batchport.demo import run_demo
+    except ImportError as error:
+        raise UsageError(f"the demo needs {error.name}; install it with: pip install 'batchport[demo]'") from error
+    run_demo(keep=keep)
+
+
+@_app.command()
+def doctor(
+    backend: Annotated[str, typer.Argument(help="The backend's name, as in BatchExecutor(backend=...).")],
+    option: Annotated[list[str] | None, typer.Option(help="One of its options, as NAME=VALUE.")] = None,
+) -> None:
+    """Look at all that must be in place for jobs to run on a backend; exit with 1 if something is not."""
+    checks = asyncio.run(_checks(make_adapter(backend, _options(option or []))))
+    for check in checks:
+        advice = f": {check.advice}" if check.advice else ""
+        typer.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.what}{advice}")
+    if not checks:
+        typer.echo(f"ok    {backend} opened, and its adapter has nothing more to check")
+    raise typer.Exit(0 if all(check.ok for check in checks) else 1)
+
+
+def _options(given: list[str]) -> dict[str, object]:
+    """Read NAME=VALUE pairs; a value that reads as a Python literal is taken as one."""
+    options: dict[str, object] = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise UsageError(f"--option {each!r}: write it as NAME=VALUE")
+        try:
+            options[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name] = value
+    return options
+
+
+async def _checks(adapter: BatchWorkerAdapterBase) -> list[Check]:
+    """Open the adapter, have it look at everything, and close it. Raises what the adapter raises."""
+    await _answer(adapter.open("doctor"))
+    try:
+        return list(await _answer(adapter.check()))
+    finally:
+        await _answer(adapter.close())
+
+
+async def _answer(answer: _T | Awaitable[_T]) -> _T:
+    return await answer if inspect.isawaitable(answer) else answer

@@ -1,0 +1,119 @@
+"""The words for a job that is over: each reason says what happened, what was seen, and what to do."""
+
+from __future__ import annotations
+
+import pytest
+
+from batchport import Blob, JobSpec, JobState, JobStatus, Reason, Resources, Task
+from batchport.envelope import Envelope
+from batchport.worker import verdicts
+from batchport.worker.tracking import Entry, Job, Rules, Verdict
+
+RULES = Rules(settle_s=60, grace_s=30, start_deadline_s=None)
+RESOURCES = Resources(memory_mib=512, time_limit_s=90)
+
+
+def _job(status: JobStatus | None = None) -> Job:
+    spec = JobSpec("fit-k3j9x2ab-1-7", "fit", ("python",), {}, RESOURCES)
+    return Job(spec, {0: Entry(Task("t", Blob.of(b"")))}, id="4711", status=status)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "sentence"),
+    [
+        (
+            JobStatus("4711", JobState.FAILED, reason=Reason.OUT_OF_MEMORY),
+            Reason.OUT_OF_MEMORY,
+            "was ended because it used more memory than its limit of 512 MiB a task.",
+        ),
+        (
+            JobStatus("4711", JobState.FAILED, reason=Reason.TIMEOUT),
+            Reason.TIMEOUT,
+            "was ended because it ran longer than its time limit of 90 s a task.",
+        ),
+        (
+            JobStatus("4711", JobState.FAILED, reason=Reason.NODE_LOST),
+            Reason.NODE_LOST,
+            "ended because the machine that ran it went away.",
+        ),
+        (
+            JobStatus("4711", JobState.FAILED, reason=Reason.PREEMPTED),
+            Reason.PREEMPTED,
+            "was ended because the backend needed the machine for something else.",
+        ),
+        (
+            JobStatus("4711", JobState.QUEUED, reason=Reason.IMAGE),
+            Reason.IMAGE,
+            "could not start: its image can't be pulled or run.",
+        ),
+        (
+            JobStatus("4711", JobState.QUEUED, reason=Reason.UNSCHEDULABLE),
+            Reason.UNSCHEDULABLE,
+            "could not start: nothing at the backend can hold it.",
+        ),
+        (
+            JobStatus("4711", JobState.QUEUED, reason=Reason.CONFIGURATION),
+            Reason.CONFIGURATION,
+            "could not start: the backend can never run it as it is.",
+        ),
+        (
+            JobStatus("4711", JobState.QUEUED, reason=Reason.HELD),
+            Reason.HELD,
+            "could not start: it is held at the backend.",
+        ),
+        (
+            JobStatus("4711", JobState.CANCELLED),
+            Reason.CANCELLED,
+            "was cancelled at the backend, and not by its worker.",
+        ),
+        (
+            JobStatus("4711", JobState.FAILED, exit_code=127),
+            Reason.ENVIRONMENT,
+            "could not start batchport's runner.",
+        ),
+        (
+            JobStatus("4711", JobState.FAILED, exit_code=1, evidence="/usr/bin/python: No module named batchport"),
+            Reason.ENVIRONMENT,
+            "could not start batchport's runner.",
+        ),
+        (JobStatus("4711", JobState.FAILED, exit_code=74), Reason.ENVIRONMENT, "could not use the store."),
+        (
+            JobStatus("4711", JobState.FAILED, exit_code=139),
+            Reason.RUNNER_CRASH,
+            "ended with exit code 139 and left no result.",
+        ),
+        (JobStatus("4711", JobState.FAILED), Reason.RUNNER_CRASH, "ended and left no result."),
+    ],
+)
+def test_a_bad_ending_is_told_by_its_reason(status: JobStatus, reason: Reason, sentence: str) -> None:
+    failure = verdicts.failure_of_job(_job(status), Verdict.ENDED, RULES, RESOURCES, "file:///store")
+    assert failure.reason is reason
+    assert failure.message == f"Job fit-k3j9x2ab-1-7 (4711) {sentence}"
+    assert failure.evidence.startswith("the backend says: ")
+    assert failure.advice.endswith((".", "/store"))
+
+
+def test_a_failure_reads_as_sentence_evidence_and_advice() -> None:
+    status = JobStatus("4711", JobState.FAILED, reason=Reason.OUT_OF_MEMORY, evidence="node n7\nKilled", exit_code=137)
+    failure = verdicts.failure_of_job(_job(status), Verdict.ENDED, RULES, RESOURCES, "file:///store")
+    assert str(failure) == (
+        "Job fit-k3j9x2ab-1-7 (4711) was ended because it used more memory than its limit of 512 MiB a task. "
+        "[out of memory]\n"
+        "  | the backend says: failed, out of memory, exit code 137\n"
+        "  | node n7\n"
+        "  | Killed\n"
+        "  -> Ask for more with Resources(memory_mib=...), or let the task use less."
+    )
+
+
+def test_a_store_that_jobs_cannot_use_is_named() -> None:
+    status = JobStatus("4711", JobState.FAILED, exit_code=74)
+    failure = verdicts.failure_of_job(_job(status), Verdict.ENDED, RULES, RESOURCES, "s3://bucket/store")
+    assert failure.advice == "Check that jobs can read and write s3://bucket/store"
+
+
+def test_what_the_runner_knows_is_not_overruled_by_the_backend() -> None:
+    fields = {"reason": "TIMEOUT", "message": "it ran out of time", "evidence": "", "advice": "", "exit_code": None}
+    evidence = Envelope("evidence", "fit", parts=(b"", b""), fields=fields)
+    job = _job(JobStatus("4711", JobState.FAILED, reason=Reason.NODE_LOST))
+    assert verdicts.failure_of_evidence(job, RESOURCES, evidence).reason is Reason.TIMEOUT
