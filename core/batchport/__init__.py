@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         TransientBackendError,
         UsageError,
     )
-    from batchport.hosts.executor import BatchExecutor
+    from batchport.hosts.executor import BatchExecutor, BrokenWorkerError, TaskFuture
     from batchport.jobs import Check, JobSpec, JobState, JobStatus, Limits, Resources
     from batchport.tasks import Blob, Failure, Outcome, Task
     from batchport.worker import BatchWorker
@@ -36,6 +36,7 @@ __all__ = [
     "BatchWorkerAdapterBase",
     "BatchportError",
     "Blob",
+    "BrokenWorkerError",
     "Check",
     "CommandError",
     "Failure",
@@ -50,6 +51,7 @@ __all__ = [
     "StoreError",
     "Task",
     "TaskFailedError",
+    "TaskFuture",
     "TransientBackendError",
     "UsageError",
 ]
@@ -57,7 +59,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BatchExecutor": "hosts.executor",
+    **dict.fromkeys(("BatchExecutor", "BrokenWorkerError", "TaskFuture"), "hosts.executor"),
     "BatchWorker": "worker",
     "BatchWorkerAdapterBase": "adapter",
     **dict.fromkeys(("Check", "JobSpec", "JobState", "JobStatus", "Limits", "Resources"), "jobs"),

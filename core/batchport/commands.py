@@ -6,7 +6,10 @@ Called by adapters whose backend is driven by commands (sbatch, bsub, qsub, tsp)
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 
 from batchport.errors import CommandError
 
@@ -20,7 +23,7 @@ async def run(
 
     `ok` holds the exit codes that count as success. `env` replaces the environment (None: inherited).
     Raises CommandError, whose `code` is None if the command was not found, and also if it did not end
-    within `timeout_s` seconds: it is then killed, and whether it had its effect is not known.
+    within `timeout_s` seconds: it is then killed with its children, and whether it had its effect is not known.
     """
     try:
         process = await asyncio.create_subprocess_exec(
@@ -29,6 +32,7 @@ async def run(
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=env,
+            start_new_session=True,  # a group of its own, to be killed as one
         )
     except OSError as error:
         raise CommandError(argv, None, "", f"{error.strerror}: {argv[0]}") from error
@@ -38,7 +42,9 @@ async def run(
         raise CommandError(argv, None, "", f"no answer within {timeout_s:g} s; it was killed") from None
     finally:
         if process.returncode is None:
-            process.kill()
+            # Its children too: they hold the pipes, and without an end of those wait() would not return.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
     if process.returncode not in ok:
         raise CommandError(argv, process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))

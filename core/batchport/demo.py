@@ -15,8 +15,8 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import textwrap
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +26,7 @@ from types import ModuleType
 
 import copier
 from rich.console import Console
+from rich.syntax import Syntax
 from rich.table import Table
 
 from batchport.backends import local
@@ -40,6 +41,11 @@ _FILES_PER_JOB = 60
 _METHODS = ("submit_job", "poll_jobs", "cancel_job")
 _HELPERS = ("open", "_status", "_refuse", "_unusable")
 """What LocalAdapter's three methods call of their own class."""
+_AT_HOME = (
+    *("BackendUnusableError", "JobState", "KEPT_S", "Path", "Reason", "RejectedJobError", "Resources", "os"),
+    *("suppress", "tempfile", "_memory_mib", "_remove_ended", "_supervisor", "_usable_cpus"),
+)
+"""What those take from their own module."""
 
 
 def run_demo(*, keep: bool) -> None:
@@ -56,8 +62,8 @@ def run_demo(*, keep: bool) -> None:
         backend = folder / "backend"
         _say(console, 1, "Scaffold a backend", f"copier copy {template_folder()} backend --defaults")
         _render(backend)
-        for path in sorted(backend.rglob("*.*")):
-            console.print(f"    {path.relative_to(folder)}")
+        for path in sorted(path.relative_to(folder) for path in backend.rglob("*") if path.is_file()):
+            console.print(f"    {path}")
 
         _say(console, 2, "Run its conformance suite: it fails, and says what to write", "pytest")
         _suite(console, backend, passes=False)
@@ -89,10 +95,13 @@ def _say(console: Console, number: int, what: str, how: str) -> None:
 
 
 def _render(target: Path) -> None:
-    # HEAD: a checkout would otherwise be rendered as of its newest tag.
-    copier.run_copy(
-        str(template_folder()), target, data={"package_name": _PACKAGE}, defaults=True, quiet=True, vcs_ref="HEAD"
-    )
+    with warnings.catch_warnings():
+        # Of a checkout with changes: those are just what its owner wants to see rendered.
+        warnings.simplefilter("ignore", copier.errors.DirtyLocalWarning)
+        # HEAD: a checkout would otherwise be rendered as of its newest tag.
+        copier.run_copy(
+            str(template_folder()), target, data={"package_name": _PACKAGE}, defaults=True, quiet=True, vcs_ref="HEAD"
+        )
 
 
 def _suite(console: Console, backend: Path, *, passes: bool) -> None:
@@ -115,32 +124,25 @@ def _suite(console: Console, backend: Path, *, passes: bool) -> None:
 
 def _fill_in(console: Console, package: Path) -> None:
     """Replace the skeleton's methods by LocalAdapter's, and show what an author would have typed."""
-    adapter = package / "adapter.py"
+    adapter, sources = package / "adapter.py", {method: _source(method) for method in _METHODS}
+    sources["__init__"] = "\n".join(map(_source, ("__init__", *_HELPERS)))
     lines = adapter.read_text(encoding="utf-8").splitlines()
     for method in (*reversed(_METHODS), "__init__"):  # from the last, so that line numbers stay right
         start, end = _span(lines, method)
-        source = inspect.getsource(getattr(local.LocalAdapter, method))
-        added = [source]
-        if method == "__init__":
-            added += [inspect.getsource(getattr(local.LocalAdapter, helper)) for helper in _HELPERS]
-        else:
-            console.print(f"    {method}: {len(source.splitlines())} lines")
-        lines[start:end] = "\n".join(added).rstrip().splitlines()
-    text = "\n".join([*lines, ""]).replace(
-        "from .options import Options",
-        # All that LocalAdapter's module has at hand, for its methods are at home there.
-        textwrap.dedent(f"""\
-            from .options import Options
-
-            from {local.__name__} import *  # noqa: E402, F403
-            from {local.__name__} import (  # noqa: E402
-                BackendUnusableError, JobState, Path, Reason, RejectedJobError, Resources, _memory_mib,
-                _remove_ended, _supervisor, _usable_cpus, KEPT_S, os, suppress, tempfile,
-            )
-        """),
+        lines[start:end] = sources[method].splitlines()
+    text = "\n".join([*lines, ""])
+    # They are at home in LocalAdapter's module, and need what it has at hand.
+    at_home = f"from {local.__name__} import *\nfrom {local.__name__} import {', '.join(_AT_HOME)}"
+    own = "from .options import Options\n"
+    adapter.write_text(text.replace(own, f"{own}\n{at_home}\n"), encoding="utf-8")
+    (package / "options.py").write_text(f"from {local.__name__} import Options as Options\n", encoding="utf-8")
+    console.print(
+        Syntax("\n".join(sources[method] for method in _METHODS).rstrip(), "python", background_color="default")
     )
-    adapter.write_text(text, encoding="utf-8")
-    (package / "options.py").write_text("from batchport.backends.local import Options as Options\n", encoding="utf-8")
+
+
+def _source(method: str) -> str:
+    return inspect.getsource(getattr(local.LocalAdapter, method))
 
 
 def _span(lines: list[str], method: str) -> tuple[int, int]:
@@ -160,15 +162,14 @@ def _load(source: Path) -> ModuleType:
         sys.path.remove(str(source))
 
 
-def count_tokens(path: str) -> int:
-    """Return the number of tokens in a Python file. Raises what `tokenize` raises."""
-    import tokenize
-
-    with tokenize.open(path) as file:
-        return sum(1 for _ in tokenize.generate_tokens(file.readline))
-
-
 def _work(console: Console, source: Path, folder: Path) -> None:
+    def count_tokens(path: str) -> int:
+        # A function made here travels by value: the job need not import the demo for each file.
+        import tokenize
+
+        with tokenize.open(path) as file:
+            return sum(1 for _ in tokenize.generate_tokens(file.readline))
+
     adapter = _load(source).Adapter(local.Options(folder=str(folder / "jobs")))
     library = Path(sysconfig.get_path("stdlib"))
     files = [str(path) for path in library.rglob("*.py") if "site-packages" not in path.parts]

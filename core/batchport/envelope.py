@@ -121,6 +121,8 @@ def _header(data: bytes) -> tuple[dict[str, Any], bytes]:
         for name, kind in _SHAPE.items():
             if not isinstance(header[name], kind):
                 raise TypeError(name)
+        if not all(type(size) is int and size >= 0 for size in header["sizes"]):
+            raise ValueError("sizes")
     except (ValueError, KeyError, TypeError) as error:
         message = f"the envelope's header is damaged or cut off: {error!r}"
         raise EnvelopeError(message) from error
@@ -135,14 +137,17 @@ _SHAPE: Mapping[str, type] = {
 
 
 def _parts(header: Mapping[str, Any], body: bytes) -> tuple[bytes, ...]:
-    sizes = [int(size) for size in header["sizes"]]
+    sizes: list[int] = header["sizes"]
     total = sum(sizes)
-    if total > LARGEST or min(sizes, default=0) < 0:
+    if total > LARGEST:
         message = f"the envelope promises {total} bytes, more than the {LARGEST} that are read"
         raise EnvelopeError(message)
     if header["encoding"] == "gzip":
-        unzip = zlib.decompressobj()
-        body = unzip.decompress(body, total + 1)
+        try:
+            body = zlib.decompressobj().decompress(body, total + 1)
+        except zlib.error as error:
+            message = f"the envelope's body cannot be unzipped: {error}"
+            raise EnvelopeError(message) from error
     if len(body) != total:
         message = f"the envelope promises {total} bytes and holds {len(body)}"
         raise EnvelopeError(message)

@@ -107,7 +107,7 @@ class CommandError(BatchportError):
 
     def __init__(self, argv: tuple[str, ...], code: int | None, out: str, err: str) -> None:
         said = err.strip() or out.strip() or "it printed nothing"
-        ended = "could not be run" if code is None else f"exited with {code}"
+        ended = "failed" if code is None else f"exited with {code}"
         super().__init__(f"{' '.join(argv)[:200]} {ended}: {said[-2000:]}")
         self.argv, self.code, self.out, self.err = argv, code, out, err
 

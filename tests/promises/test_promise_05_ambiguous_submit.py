@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from batchport import JobSpec, JobState, Reason, Task
+from batchport.worker import sending
 
 
 async def test_a_submit_that_worked_without_an_answer_makes_one_job(world: Any, make_task: Callable[..., Task]) -> None:
@@ -142,6 +143,26 @@ async def test_an_id_that_is_no_string_is_no_clear_answer(
         await worker.submit(make_task("t"))
         assert (await world.outcome("t")).failure is None
     assert "submit_job returned None, where the job's id (a str) belongs" in caplog.text
+
+
+async def test_a_submit_that_never_works_is_given_up_with_the_adapters_own_words(
+    world: Any, make_task: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumble(_: JobSpec) -> None:
+        raise KeyError("partition")
+
+    monkeypatch.setattr(sending, "_TRIES_TO_SUBMIT", 3)
+    world.backend.faults["submit_job"].extend([stumble] * 100)
+    async with world.worker() as worker:
+        await worker.submit(make_task("t"))
+        failure = (await world.outcome("t")).failure
+    assert failure is not None
+    assert failure.reason is Reason.CONFIGURATION
+    assert failure.message.endswith("could not be submitted: submit_job failed 3 times.")
+    assert failure.evidence.endswith("KeyError: 'partition'\n")
+    times = [when for when, _ in world.backend.calls["submit_job"]]
+    assert len(times) == 3
+    assert times[2] - times[1] > times[1] - times[0] - 0.5, "it backs off between them"
 
 
 async def test_a_refused_job_fails_in_the_backends_words(world: Any, make_task: Callable[..., Task]) -> None:

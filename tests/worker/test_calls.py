@@ -128,6 +128,7 @@ async def test_a_call_that_does_not_answer_is_left_behind() -> None:
             return "7"
 
     calls = Calls(Stuck(), deadline_s=0.2)
+    await calls.open("w")
     job = JobSpec("stuck", "", ("true",), {}, resources=None)  # type: ignore[arg-type]
     with pytest.raises(UnclearAnswerError) as caught:
         await calls.submit_job(job)

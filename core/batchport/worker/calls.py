@@ -66,13 +66,11 @@ class Calls:
         for method, arguments in _HOOKS.items():
             _check_signature(adapter, method, arguments)
 
-    @property
-    def limits(self) -> Limits:
-        """What the backend accepts; only after `open`."""
-        return self._adapter.limits
+    limits: Limits
+    """What the backend accepts: as it was when the adapter was opened, whatever the adapter does later."""
 
     async def open(self, worker: str) -> None:
-        """Open the adapter and look at its limits."""
+        """Open the adapter and take its limits."""
         await self._call("open", None, worker)
         limits = getattr(self._adapter, "limits", None)
         if not isinstance(limits, Limits):
@@ -80,6 +78,7 @@ class Calls:
                 f"{type(self._adapter).__name__}.limits is {limits!r} after open(): "
                 "set it to a batchport.Limits, in the class or in open()"
             )
+        self.limits = limits
         self._plain = asyncio.Semaphore(limits.parallel_calls)
 
     async def close(self) -> None:

@@ -37,6 +37,8 @@ _AT_ONCE = 8
 """Jobs that are made ready and submitted at the same time: enough to hide the store behind the backend."""
 _LINGER_S = 0.03
 """How long a pack that is not full waits for more tasks."""
+_TRIES_TO_SUBMIT = 5
+"""How often a submit may fail without a word that says why, with the job proven absent each time."""
 _EXTRA_TIME_S = 60
 """What a job may run longer than its tasks together."""
 
@@ -185,7 +187,11 @@ class Sending:
                 await self._cancel_twins(job, ids[1:])
                 await self._submitted(job, ids[0])
                 return
-        _log.warning("job %s is not at the backend; it is sent again", job.name)
+        job.failed_submits += 1
+        if job.failed_submits >= _TRIES_TO_SUBMIT:
+            await self.outcomes.give_up(job, verdicts.not_submitted(job, error))
+            return
+        self._back_off(f"{job.name} is not at the backend after all, and is sent again")
         self._again.append(job)
         self.ledger.notify()
         await self._watch_for_twins(job)

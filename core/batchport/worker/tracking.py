@@ -81,6 +81,7 @@ class Job:
     settled_at: float | None = None
     cancel_sent_at: float | None = None
     cancel_wanted: bool = False
+    failed_submits: int = 0
     evidence: dict[int, list[str]] = field(default_factory=dict)
     """How tasks died, by place: keys of what the runner left about it."""
     left: set[str] = field(default_factory=set)

@@ -6,6 +6,8 @@ from outside are put together here, and nowhere else.
 
 from __future__ import annotations
 
+import traceback
+
 from batchport.envelope import Envelope
 from batchport.errors import Reason
 from batchport.jobs import JobState, JobStatus, Resources
@@ -18,6 +20,7 @@ __all__ = [
     "failure_of_evidence",
     "failure_of_exception",
     "failure_of_job",
+    "not_submitted",
     "output_of",
     "rejected",
     "unanswered",
@@ -114,6 +117,16 @@ def rejected(job: Job, error: Exception) -> Failure:
     """Return the failure of a task whose job the backend refused."""
     sentence = f"The backend refused job {job.name}."
     return Failure(Reason.CONFIGURATION, sentence, str(error), _ADVICE[Reason.CONFIGURATION])
+
+
+def not_submitted(job: Job, error: Exception) -> Failure:
+    """Return the failure of a task whose job is certainly not at the backend, however often it was submitted."""
+    return Failure(
+        Reason.CONFIGURATION,
+        f"Job {job.name} could not be submitted: submit_job failed {job.failed_submits} times.",
+        "".join(traceback.format_exception(error)),
+        "Correct the adapter's submit_job, or have it raise one of batchport's errors that says what to do.",
+    )
 
 
 def unanswered(job: Job, error: Exception, grace_s: float) -> Failure:
