@@ -119,7 +119,7 @@ def test_sys_exit_is_a_failure(job: Job, code: object, said: str) -> None:
 
 def test_os_exit_is_a_crash(job: Job) -> None:
     def f() -> None:
-        print("last words", flush=True)  # noqa: T201
+        print("last words", flush=True)
         os._exit(7)
 
     job.offer(f)

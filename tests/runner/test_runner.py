@@ -1,6 +1,6 @@
 """What the runner does with a job whose tasks go well: results, output, packs, stop markers, second runs."""
 
-# ruff: noqa: T201 - what a function prints is under test
+
 
 from __future__ import annotations
 
