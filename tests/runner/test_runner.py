@@ -1,7 +1,5 @@
 """What the runner does with a job whose tasks go well: results, output, packs, stop markers, second runs."""
 
-
-
 from __future__ import annotations
 
 import os
