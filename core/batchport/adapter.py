@@ -3,6 +3,7 @@
 Implemented by adapter authors, called by the worker alone. A whole adapter is a class like this:
 
     class HouseAdapter(BatchWorkerAdapterBase):
+        contract = 1
         options_type = Options
         limits = Limits(name_length=64, inline_bytes=65536)
 
@@ -31,11 +32,17 @@ from typing import Any, ClassVar
 
 from batchport.jobs import Check, JobSpec, JobStatus, Limits
 
-__all__ = ["BatchWorkerAdapterBase"]
+__all__ = ["CONTRACT", "BatchWorkerAdapterBase"]
+
+CONTRACT = 1
+"""The version of the contract in this module. It grows when an adapter that was right could become wrong."""
 
 
 class BatchWorkerAdapterBase(ABC):
     """Puts jobs on one backend. Ids in, statuses out: an adapter keeps no table of jobs."""
+
+    contract: ClassVar[int] = CONTRACT
+    """The version of this contract that the adapter was written for. State it as a number, so that it stays."""
 
     options_type: ClassVar[type[Any]]
     """The frozen dataclass that `__init__` takes: this backend's options, each with its default."""

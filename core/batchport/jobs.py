@@ -83,12 +83,17 @@ class JobSpec:
     env: Mapping[str, str]
     resources: Resources
     size: int = 1
+    setup: str = ""
 
     @property
     def script(self) -> str:
-        """The whole job as a bash script, for backends that take one."""
+        """The whole job as a bash script, for backends that take one.
+
+        The user's `setup` lines (module load, conda activate) stand in it as they are, before the command.
+        """
         exports = [f"export {name}={value}" for name, value in self.env.items()]
-        return "\n".join(["#!/bin/bash", *exports, "exec " + " ".join(self.command), ""])
+        setup = self.setup.splitlines()
+        return "\n".join(["#!/bin/bash", *exports, *setup, "exec " + " ".join(self.command), ""])
 
 
 @dataclass(frozen=True, slots=True)

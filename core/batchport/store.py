@@ -48,6 +48,13 @@ class Store(ABC):
         """Return an object's bytes, None if there is no such object. Raises StoreError."""
 
     @abstractmethod
+    def get_range(self, key: str, start: int, length: int) -> bytes | None:
+        """Return `length` bytes of an object from `start`, fewer where it ends; None if there is no such object.
+
+        Raises StoreError.
+        """
+
+    @abstractmethod
     def exists(self, key: str) -> bool:
         """Return whether there is such an object. Raises StoreError."""
 
@@ -119,6 +126,17 @@ class FolderStore(Store):
         self.calls["get"] += 1
         try:
             return (self.root / key).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._error("read", key, error) from error
+
+    def get_range(self, key: str, start: int, length: int) -> bytes | None:
+        self.calls["get"] += 1
+        try:
+            with (self.root / key).open("rb") as file:
+                file.seek(start)
+                return file.read(length)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -216,6 +234,15 @@ class ObjectStore(Store):
         except (self._base_error, OSError) as error:
             raise self._error("read", key, error) from error
 
+    def get_range(self, key: str, start: int, length: int) -> bytes | None:
+        self.calls["get"] += 1
+        try:
+            return bytes(self._store.get_range(key, start=start, length=length))
+        except FileNotFoundError:
+            return None
+        except (self._base_error, OSError) as error:
+            raise self._error("read", key, error) from error
+
     def exists(self, key: str) -> bool:
         self.calls["exists"] += 1
         try:
@@ -283,6 +310,7 @@ class Keys:
     """Every key that the project uses, for the worker of one name. Jobs' names hold no dots or slashes.
 
     jobs/JOB                          the manifest, and the payload where it is not inline
+    arrays/JOB                        the payloads of an array's elements, found by index
     ids/JOB                           the backend's id of the job
     blobs/DIGEST                      a large function or argument, once for all tasks that share it
     out/JOB.PLACE.result              a result, or the function's own exception; create-only
@@ -304,6 +332,9 @@ class Keys:
 
     def manifest(self, job: str) -> str:
         return f"{self.worker}/jobs/{job}"
+
+    def array(self, job: str) -> str:
+        return f"{self.worker}/arrays/{job}"
 
     def job_id(self, job: str) -> str:
         return f"{self.worker}/ids/{job}"

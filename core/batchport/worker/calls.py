@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
-from batchport.adapter import BatchWorkerAdapterBase
+from batchport.adapter import CONTRACT, BatchWorkerAdapterBase
 from batchport.errors import BatchportError, UsageError
 from batchport.jobs import JobSpec, JobStatus, Limits
 
@@ -63,6 +63,7 @@ class Calls:
         self._plain = asyncio.Semaphore(1)
         self._next_submit = 0.0
         self.counts: Counter[str] = Counter()
+        _check_contract(adapter)
         for method, arguments in _HOOKS.items():
             _check_signature(adapter, method, arguments)
 
@@ -156,7 +157,22 @@ _HOOKS = {
     "check": (),
     "close": (),
 }
+_OLDEST_CONTRACT = 1
 _REQUIRED = ("submit_job", "poll_jobs", "cancel_job")
+
+
+def _check_contract(adapter: BatchWorkerAdapterBase) -> None:
+    stated, name = adapter.contract, type(adapter).__name__
+    if stated > CONTRACT:
+        raise UsageError(
+            f"{name} was written for version {stated} of the adapter contract, and this batchport knows {CONTRACT}: "
+            "install a newer batchport"
+        )
+    if stated < _OLDEST_CONTRACT:
+        raise UsageError(
+            f"{name} was written for version {stated} of the adapter contract, and this batchport needs "
+            f"{_OLDEST_CONTRACT}: run `copier update` in its project, and follow the changelog"
+        )
 
 
 def _check_signature(adapter: BatchWorkerAdapterBase, method: str, arguments: tuple[str, ...]) -> None:
