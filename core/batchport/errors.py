@@ -22,6 +22,7 @@ __all__ = [
     "Reason",
     "RejectedJobError",
     "StoreError",
+    "SupersededError",
     "TaskFailedError",
     "TransientBackendError",
     "UsageError",
@@ -114,6 +115,21 @@ class CommandError(BatchportError):
 
 class StoreError(BatchportError):
     """The object store cannot be reached, read or written. Calling again may work."""
+
+
+class SupersededError(BatchportError):
+    """A worker was started again elsewhere under its name, and this one stops: the other has its jobs now."""
+
+    def __init__(self, worker: str, other: str) -> None:
+        super().__init__(
+            f"the worker {worker!r} was started again by {other}, and this one stops; its jobs live on, and the "
+            "other has them. Give each of two workers that shall run at once a name of its own"
+        )
+        self.worker, self.other = worker, other
+
+    def __reduce__(self) -> tuple[type[SupersededError], tuple[str, str]]:
+        """Pickle by what the message is made from."""
+        return SupersededError, (self.worker, self.other)
 
 
 class EnvelopeError(BatchportError):

@@ -329,18 +329,22 @@ class Keys:
         self.stops = f"{worker}/stops"
         self.epochs = f"{worker}/epochs"
         self.birth = f"{worker}/birth"
+        self.manifests = f"{worker}/jobs"
+        self.ids = f"{worker}/ids"
+        self.blobs = f"{worker}/blobs"
+        self.arrays = f"{worker}/arrays"
 
     def manifest(self, job: str) -> str:
-        return f"{self.worker}/jobs/{job}"
+        return f"{self.manifests}/{job}"
 
     def array(self, job: str) -> str:
-        return f"{self.worker}/arrays/{job}"
+        return f"{self.arrays}/{job}"
 
     def job_id(self, job: str) -> str:
-        return f"{self.worker}/ids/{job}"
+        return f"{self.ids}/{job}"
 
     def blob(self, digest: str) -> str:
-        return f"{self.worker}/blobs/{digest}"
+        return f"{self.blobs}/{digest}"
 
     def epoch(self, number: int) -> str:
         return f"{self.epochs}/{number:08d}"

@@ -55,6 +55,11 @@ class Task:
     codec: str = "cloudpickle"
     label: str = ""
 
+    @property
+    def blobs(self) -> tuple[Blob, ...]:
+        """The function and the arguments."""
+        return (self.function, *self.args, *self.kwargs.values())
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:

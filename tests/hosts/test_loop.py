@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from batchport import BatchExecutor, JobSpec
+from batchport import BatchExecutor
 from batchport.backends.local import LocalAdapter, Options
 from batchport.hosts.executor import BrokenWorkerError
+from batchport.worker import naming
 
 
 def test_a_crash_of_the_worker_fails_all_futures(
-    make_executor: Callable[..., BatchExecutor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_executor: Callable[..., BatchExecutor],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Broken(LocalAdapter):
-        def submit_job(self, job: JobSpec) -> str:
-            self.limits = copy.copy(self.limits)
-            object.__setattr__(self.limits, "name_length", "no number")  # the next job cannot be named
-            return super().submit_job(job)
+    def name_the_first_only(label: str, epoch: naming.Epoch, serial: int, longest: int) -> str:
+        if serial > 1:
+            raise ArithmeticError("no more names")
+        return job_name(label, epoch, serial, longest)
 
-    adapter = Broken(Options(folder=str(tmp_path / "jobs")))
+    job_name = naming.job_name
+    monkeypatch.setattr(naming, "job_name", name_the_first_only)
+    adapter = LocalAdapter(Options(folder=str(tmp_path / "jobs")))
     executor = make_executor(adapter, store=tmp_path / "store", name="ann", max_jobs=1)
     futures = [executor.submit(abs, -number) for number in range(4)]
     futures[2].cancel()
@@ -30,9 +34,9 @@ def test_a_crash_of_the_worker_fails_all_futures(
     for future in (futures[1], futures[3]):
         error = future.exception(30)
         assert isinstance(error, BrokenWorkerError)
-        assert str(error).startswith("the worker 'ann' has crashed (TypeError(")
+        assert str(error).startswith("the worker 'ann' has crashed (ArithmeticError(")
         assert str(error).endswith("the log of 'batchport.executor' has the traceback")
-        assert isinstance(error.__cause__, TypeError)
+        assert isinstance(error.__cause__, ArithmeticError)
     assert futures[2].cancelled()
     with pytest.raises(BrokenWorkerError):
         executor.submit(abs, -1)

@@ -17,9 +17,10 @@ import pytest
 from batchport import BatchExecutor
 
 START = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from batchport import BatchExecutor
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 FAST = dict(poll_s=(0.1, 1), results_s=0.05, grace_s=2, options={"folder": "jobs", "slots": 2})
 """
 

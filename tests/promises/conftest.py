@@ -108,6 +108,38 @@ class ScriptedBackend(BatchWorkerAdapterBase):
         return [(job.spec.name, job.id) for job in self.jobs.values() if job.spec.name in names and job.listed]
 
 
+class BackendWithArrays(ScriptedBackend):
+    """The same, with native arrays; it reports the elements that `elements` has a state for, else the parent."""
+
+    limits = Limits(
+        name_length=64, inline_bytes=65536, settle_s=SETTLE_S, array_size=10, array_index="INDEX", array_base=1
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements: dict[str, Job] = {}
+
+    def element(self, job: Job, index: int) -> Job:
+        """Return an element, to be reported by itself from now on."""
+        return self.elements.setdefault(f"{job.id}:{index}", Job(f"{job.id}:{index}", job.spec))
+
+    def element_id(self, job_id: str, index: int) -> str:
+        return f"{job_id}:{index}"
+
+    def poll_jobs(self, job_ids: Sequence[str]) -> Iterable[JobStatus]:
+        own = [each for each in self.elements.values() if each.id.partition(":")[0] in job_ids and each.listed]
+        elements = [
+            JobStatus(each.id, each.state, each.spec.name, each.reason, each.evidence, each.exit_code) for each in own
+        ]
+        return [*super().poll_jobs(job_ids), *elements]
+
+    def cancel_job(self, job_id: str) -> None:
+        super().cancel_job(job_id)
+        if element := self.elements.get(job_id):
+            element.cancels += 1
+            element.end(JobState.CANCELLED)
+
+
 class BackendWithoutNames(ScriptedBackend):
     """The same, but it can't be asked by name."""
 
@@ -119,7 +151,7 @@ class World:
     """A store, a backend, and all that came back."""
 
     store: FolderStore
-    backend: ScriptedBackend
+    backend: Any
     keys: Keys = field(default_factory=lambda: Keys("w"))
     outcomes: dict[str, list[Outcome]] = field(default_factory=lambda: defaultdict(list))
 
@@ -133,9 +165,13 @@ class World:
         quick: dict[str, Any] = {"poll_s": (0.05, 0.1), "results_s": 0.02, "grace_s": GRACE_S, **options}
         async with BatchWorker(self.backend, self.store, "w", deliver, **quick) as worker:
             yield worker
-            for job in self.backend.jobs.values():
-                if not job.lingers and not job.state.is_final:
-                    job.end(JobState.SUCCEEDED)
+            self.end_all()
+
+    def end_all(self) -> None:
+        """Have the backend report every job that is not meant to linger as over."""
+        for job in self.backend.jobs.values():
+            if not job.lingers and not job.state.is_final:
+                job.end(JobState.SUCCEEDED)
 
     async def until(self, holds: Callable[[], object], what: str, seconds: float = 10) -> None:
         """Wait until something holds; fail with `what` if it does not."""
@@ -191,6 +227,12 @@ def world(tmp_path: Path) -> World:
 def nameless_world(tmp_path: Path) -> World:
     """Make a world whose backend has no find_jobs."""
     return World(FolderStore(tmp_path / "store"), BackendWithoutNames())
+
+
+@pytest.fixture
+def array_world(tmp_path: Path) -> World:
+    """Make a world whose backend has native arrays of up to ten elements."""
+    return World(FolderStore(tmp_path / "store"), BackendWithArrays())
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ async def test_a_submit_that_did_not_work_is_sent_again_after_settling(
     assert spec.name == again.name, "the same job, under the same name"
     assert second - first >= world.backend.limits.settle_s, "a listing may lag that long"
     looks = [when for when, _ in world.backend.calls["find_jobs"]]
+    assert len(looks) >= 2, "one look is not enough"
     assert first < looks[0] < looks[1] < second, "looked up twice before it was sent again"
 
 

@@ -12,10 +12,12 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from batchport import Blob, Task
+from batchport import Blob, JobSpec, Resources, Task
 from batchport.envelope import Envelope
 from batchport.store import FolderStore, Keys, OutKey
+from batchport.worker.ledger import Ledger
 from batchport.worker.payload import make_payload
+from batchport.worker.tracking import Entry
 
 JOB = "meet-abcd1234-1-1"
 
@@ -29,7 +31,9 @@ def store(tmp_path: Path) -> FolderStore:
 def _offer(store: FolderStore, function: Callable[[], object]) -> None:
     """Put a job of one task into the store, as the worker does."""
     blob = Blob.of(data := cloudpickle.dumps(function))
-    made = make_payload(JOB, [Task("t", blob)], {blob.key: data}, (), inline_bytes=0)
+    spec = JobSpec(JOB, "meet", ("python",), {}, Resources())
+    job = Ledger().open_job(spec, [Entry(Task("t", blob))], per_element=1)
+    made = make_payload(job, {blob.key: data}, {"path": []}, inline_bytes=0)
     store.put(Keys("w").manifest(JOB), made.manifest)
 
 

@@ -7,15 +7,15 @@ import pytest
 from batchport import Blob, JobSpec, JobState, JobStatus, Reason, Resources, Task
 from batchport.envelope import Envelope
 from batchport.worker import verdicts
-from batchport.worker.tracking import Entry, Job, Rules, Verdict
+from batchport.worker.tracking import Element, Entry, Job, Rules, Verdict
 
 RULES = Rules(settle_s=60, grace_s=30, start_deadline_s=None)
 RESOURCES = Resources(memory_mib=512, time_limit_s=90)
 
 
-def _job(status: JobStatus | None = None) -> Job:
-    spec = JobSpec("fit-k3j9x2ab-1-7", "fit", ("python",), {}, RESOURCES)
-    return Job(spec, {0: Entry(Task("t", Blob.of(b"")))}, id="4711", status=status)
+def _element(status: JobStatus | None = None) -> Element:
+    job = Job(JobSpec("fit-k3j9x2ab-1-7", "fit", ("python",), {}, RESOURCES), per_element=1, id="4711")
+    return Element(job, 0, {0: Entry(Task("t", Blob.of(b"")))}, id="4711", status=status)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def _job(status: JobStatus | None = None) -> Job:
     ],
 )
 def test_a_bad_ending_is_told_by_its_reason(status: JobStatus, reason: Reason, sentence: str) -> None:
-    failure = verdicts.failure_of_job(_job(status), Verdict.ENDED, RULES, RESOURCES, "file:///store")
+    failure = verdicts.failure_of_job(_element(status), Verdict.ENDED, RULES, RESOURCES, "file:///store")
     assert failure.reason is reason
     assert failure.message == f"Job fit-k3j9x2ab-1-7 (4711) {sentence}"
     assert failure.evidence.startswith("the backend says: ")
@@ -95,7 +95,7 @@ def test_a_bad_ending_is_told_by_its_reason(status: JobStatus, reason: Reason, s
 
 def test_a_failure_reads_as_sentence_evidence_and_advice() -> None:
     status = JobStatus("4711", JobState.FAILED, reason=Reason.OUT_OF_MEMORY, evidence="node n7\nKilled", exit_code=137)
-    failure = verdicts.failure_of_job(_job(status), Verdict.ENDED, RULES, RESOURCES, "file:///store")
+    failure = verdicts.failure_of_job(_element(status), Verdict.ENDED, RULES, RESOURCES, "file:///store")
     assert str(failure) == (
         "Job fit-k3j9x2ab-1-7 (4711) was ended because it used more memory than its limit of 512 MiB a task. "
         "[out of memory]\n"
@@ -108,12 +108,12 @@ def test_a_failure_reads_as_sentence_evidence_and_advice() -> None:
 
 def test_a_store_that_jobs_cannot_use_is_named() -> None:
     status = JobStatus("4711", JobState.FAILED, exit_code=74)
-    failure = verdicts.failure_of_job(_job(status), Verdict.ENDED, RULES, RESOURCES, "s3://bucket/store")
+    failure = verdicts.failure_of_job(_element(status), Verdict.ENDED, RULES, RESOURCES, "s3://bucket/store")
     assert failure.advice == "Check that jobs can read and write s3://bucket/store"
 
 
 def test_what_the_runner_knows_is_not_overruled_by_the_backend() -> None:
     fields = {"reason": "TIMEOUT", "message": "it ran out of time", "evidence": "", "advice": "", "exit_code": None}
     evidence = Envelope("evidence", "fit", parts=(b"", b""), fields=fields)
-    job = _job(JobStatus("4711", JobState.FAILED, reason=Reason.NODE_LOST))
-    assert verdicts.failure_of_evidence(job, RESOURCES, evidence).reason is Reason.TIMEOUT
+    element = _element(JobStatus("4711", JobState.FAILED, reason=Reason.NODE_LOST))
+    assert verdicts.failure_of_evidence(element, RESOURCES, evidence).reason is Reason.TIMEOUT

@@ -86,6 +86,10 @@ class Calls:
         """Close the adapter."""
         await self._call("close", None)
 
+    def element_id(self, job_id: str, index: int) -> str:
+        """Return how the backend names an element of an array."""
+        return self._adapter.element_id(job_id, index)
+
     async def submit_job(self, job: JobSpec) -> str:
         """Submit a job, no faster than the backend likes, and return its id."""
         if rate := self.limits.submits_per_second:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
 
 from batchport.worker.calls import Backoff, Calls
 from batchport.worker.ledger import Ledger
-from batchport.worker.tracking import Job
+from batchport.worker.tracking import Element
 
 __all__ = ["Cancelling"]
 
@@ -24,13 +25,13 @@ class Cancelling:
 
     def __init__(self, ledger: Ledger, calls: Calls) -> None:
         self._ledger, self._calls = ledger, calls
-        self._wanted: set[Job] = set()
+        self._wanted: set[Element] = set()
         self._sent = asyncio.Event()
 
-    def want(self, job: Job) -> None:
-        """Have a job cancelled, as soon as its id is known."""
-        job.cancel_wanted = True
-        self._wanted.add(job)
+    def want(self, element: Element) -> None:
+        """Have an element ended, as soon as its id is known."""
+        element.cancel_wanted = True
+        self._wanted.add(element)
         self._ledger.notify()
 
     async def sent_within(self, seconds: float) -> bool:
@@ -47,17 +48,30 @@ class Cancelling:
         """Send what is wanted; runs for ever."""
         backoff = Backoff()
         while True:
-            await self._ledger.until(lambda: any(job.id for job in self._wanted))
-            jobs = [job for job in self._wanted if job.id]
+            await self._ledger.until(lambda: any(element.id for element in self._wanted))
+            elements = [element for element in self._wanted if element.id]
             try:
-                await self._calls.cancel_jobs([job.id for job in jobs if job.id and not job.is_over])
+                await self._calls.cancel_jobs(self._ids(elements))
             except Exception as error:  # noqa: BLE001 - reported, and asked again
                 delay = backoff.next()
                 _log.warning("a cancel failed, next try in %.0f s: %s", delay, error)
                 await asyncio.sleep(delay)
                 continue
             backoff.reset()
-            self._wanted.difference_update(jobs)
-            for job in jobs:
-                job.cancel_sent_at = time.monotonic()
+            self._wanted.difference_update(elements)
+            for element in elements:
+                element.cancel_sent_at = time.monotonic()
             self._sent.set()
+
+    def _ids(self, elements: Iterable[Element]) -> list[str]:
+        """Return what to cancel: an array whole if none of it is wanted, else its elements where that can be."""
+        ids: dict[str, None] = {}
+        for element in elements:
+            job = element.job
+            if element.is_over or element.id is None or job.id is None:
+                continue
+            if all(each.cancel_wanted or each.is_over or not each.entries for each in job.elements):
+                ids[job.id] = None
+            elif self._calls.limits.element_cancel:
+                ids[element.id] = None
+        return list(ids)

@@ -14,15 +14,18 @@ from types import TracebackType
 from typing import Any, Self
 
 from batchport.adapter import BatchWorkerAdapterBase
-from batchport.errors import UsageError
+from batchport.errors import SupersededError, UsageError
 from batchport.jobs import JobState
 from batchport.store import Keys, OutKey, Store, open_store
-from batchport.tasks import Outcome, Task
+from batchport.tasks import Blob, Outcome, Task
 from batchport.worker import naming, verdicts
+from batchport.worker.adoption import Adoption
 from batchport.worker.blobs import SharedBlobs
 from batchport.worker.calls import Calls
 from batchport.worker.cancelling import Cancelling
+from batchport.worker.fencing import Fence
 from batchport.worker.ledger import Counts, Ledger
+from batchport.worker.lookup import Lookup
 from batchport.worker.outcomes import Outcomes
 from batchport.worker.polling import Polling
 from batchport.worker.results import Results
@@ -38,11 +41,12 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./:=+,@%-]*")
 class BatchWorker:
     """Runs tasks as jobs of one backend. An async context manager; use it on one event loop only.
 
-    adapter: the backend. store: a URL or a Store that jobs can reach too. name: this worker's; no two
-        may run under one name on one store at the same time.
+    adapter: the backend. store: a URL or a Store that jobs can reach too. name: this worker's; of two
+        that run under one name on one store, the older one stops.
     deliver: called with each task's outcome, at least once per task; a host drops a repeat by task id.
         While it raises, it is called again and nothing else is delivered.
-    max_jobs: the most jobs that may be with the backend at once. tasks_per_job: how many tasks share one.
+    max_jobs: the most elements that may be with the backend at once. tasks_per_job: how many tasks share
+        one; width: how many of those run at once.
     retries: how often a task is run again after it was lost, preempted, or its node was.
     poll_s: the backend is polled this many seconds apart, from the first number while there is news to
         the second while there is none. results_s: seconds between two looks into the store.
@@ -50,12 +54,18 @@ class BatchWorker:
     start_deadline_s: seconds after which a job that lives but cannot start is cancelled and its tasks
         fail; None: 600 for a bad image or configuration, for ever where waiting may help.
     call_deadline_s: seconds that one call to the adapter may take. waiting: how many tasks may wait here
-        before `submit` makes the host wait. python: the interpreter in the job. path: entries for the
-        job's sys.path, to be searched first.
+        before `submit` makes the host wait.
+    python: the interpreter in the job; launcher: words before it, which must start exactly one runner.
+    setup: lines of bash that each job runs first, as they are. path: entries for the job's sys.path, to be
+        searched first; code: zips of modules to be searched before those.
+
+    A worker that starts under the name of one that died adopts its jobs: their outcomes are delivered, and
+    a task that the host offers again by the same id is not run again.
 
     Entering raises UsageError if one of these can't work or a worker of this name is already running,
     StoreError if the store can't be used, and what the adapter's `open` raises. Leaving ends nothing that
-    runs: call `drain` first to wait for it.
+    runs: call `drain` first to wait for it. The body and the leaving raise SupersededError once the worker
+    was started again elsewhere under its name.
     """
 
     def __init__(  # noqa: PLR0913 - each option has its line above
@@ -74,16 +84,23 @@ class BatchWorker:
         start_deadline_s: float | None = None,
         call_deadline_s: float = 120.0,
         waiting: int = 10_000,
+        width: int = 1,
         python: str = sys.executable,
+        launcher: Sequence[str] = (),
+        setup: str = "",
         path: Sequence[str] = (),
+        code: Sequence[Blob] = (),
     ) -> None:
         naming.check_worker_name(name)
-        amounts = {"max_jobs": max_jobs, "tasks_per_job": tasks_per_job, "retries": retries, "waiting": waiting}
-        for option, value in amounts.items():
+        amounts = {"max_jobs": max_jobs, "tasks_per_job": tasks_per_job, "width": width, "waiting": waiting}
+        for option, value in (*amounts.items(), ("retries", retries)):
             if value < (least := 0 if option == "retries" else 1):
                 raise UsageError(f"{option}={value!r}: must be at least {least}")
+        if isinstance(launcher, str):
+            raise UsageError(f"launcher={launcher!r}: give its words one by one, such as {launcher.split()!r}")
         store = open_store(store) if isinstance(store, str) else store
-        for what, text in (("python", python), ("the store's URL", store.url)):
+        words = (("python", python), *(("launcher", word) for word in launcher), ("the store's URL", store.url))
+        for what, text in words:
             if not _PLAIN.fullmatch(text):
                 raise UsageError(
                     f"{what} {text!r} holds a character that would need quoting at some backend; "
@@ -92,7 +109,10 @@ class BatchWorker:
         self.name = name
         self._calls = Calls(adapter, call_deadline_s)
         self._store = store
-        self._deliver, self._plan = deliver, Plan(max_jobs, tasks_per_job, python, tuple(path))
+        fields: dict[str, Any] = {"path": list(path), "width": width, "code": [blob.key for blob in code]}
+        command = (*launcher, python, "-m", "batchport.runner")
+        self._deliver, self._code = deliver, tuple(code)
+        self._plan = Plan(max_jobs, tasks_per_job, width, command, setup, fields)
         self._grace_s, self._start_deadline_s, self._retries = grace_s, start_deadline_s, retries
         self._poll_s, self._results_s, self._most_waiting = poll_s, results_s, waiting
         self._ledger = Ledger()
@@ -112,10 +132,11 @@ class BatchWorker:
             raise
         ledger, calls = self._ledger, self._calls
         rules = Rules(calls.limits.settle_s, self._grace_s, self._start_deadline_s)
-        self._blobs = SharedBlobs(storage)
+        fence, lookup = Fence(storage, self._epoch), Lookup(calls)
+        self._blobs = SharedBlobs(storage, self._code)
         self._outcomes = Outcomes(ledger, storage, self._blobs, self._deliver)
         self._cancelling = Cancelling(ledger, calls)
-        results = Results(ledger, storage, self._outcomes, self._results_s)
+        results = Results(ledger, storage, self._outcomes, fence, self._results_s)
         self._polling = Polling(
             ledger=ledger,
             storage=storage,
@@ -123,14 +144,18 @@ class BatchWorker:
             outcomes=self._outcomes,
             results=results,
             cancelling=self._cancelling,
+            fence=fence,
             rules=rules,
             every_s=self._poll_s,
             retries=self._retries,
+            width=self._plan.width,
         )
         sending = Sending(
             ledger=ledger,
             storage=storage,
             calls=calls,
+            lookup=lookup,
+            fence=fence,
             blobs=self._blobs,
             outcomes=self._outcomes,
             collect=results.collect,
@@ -139,8 +164,24 @@ class BatchWorker:
             epoch=self._epoch,
             spawn=self._spawn,
         )
+        adoption = Adoption(
+            ledger=ledger,
+            storage=storage,
+            lookup=lookup,
+            blobs=self._blobs,
+            outcomes=self._outcomes,
+            sending=sending,
+            collect=results.collect,
+            rules=rules,
+            spawn=self._spawn,
+        )
         self._group = asyncio.TaskGroup()
         await self._group.__aenter__()
+        try:
+            await adoption.adopt()
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
         for loop in (sending.send, results.watch, self._polling.watch, self._cancelling.send):
             self._spawn(loop())
         return self
@@ -150,20 +191,26 @@ class BatchWorker:
     ) -> None:
         for task in self._running:
             task.cancel()
+        superseded = None
         try:
             # A group wraps what it is given into an ExceptionGroup. The body's own error shall stay itself;
             # a cancellation must pass, since it may be the group's own after one of the loops failed.
             passes = kind is not None and issubclass(kind, asyncio.CancelledError)
             await self._group.__aexit__(kind if passes else None, error if passes else None, trace)
+        except* SupersededError as group:
+            superseded = group.exceptions[0]
         finally:
             try:
-                if error is None:
-                    await self._polling.see_off()
-                    await self._sweep()
-                await self._storage.do(naming.end_epoch, self._store, self._storage.keys, self._epoch)
+                if superseded is None:  # else all that is in the store is the other worker's
+                    if error is None:
+                        await self._polling.see_off()
+                        await self._sweep()
+                    await self._storage.do(naming.end_epoch, self._store, self._storage.keys, self._epoch)
                 await self._calls.close()
             finally:
                 self._storage.close()
+        if superseded is not None:
+            raise superseded
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._group.create_task(work)
@@ -173,13 +220,22 @@ class BatchWorker:
 
     async def submit(self, task: Task) -> None:
         """Take over a task; waits while too many wait. A task whose id is known already is not run twice."""
-        if task.id in self._ledger:
+        ledger = self._ledger
+        if (found := ledger.find(task.id)) is not None:
+            element, place = found
+            if not (entry := element.entries[place]).offered:  # of an earlier start; now it could be sent again
+                entry.task, entry.offered = task, True
+                self._blobs.hold(entry)
             return
-        await self._ledger.until(lambda: len(self._ledger.waiting) < self._most_waiting)
-        self._blobs.hold(task)
-        self._ledger.counts["taken"] += 1
-        self._ledger.waiting.add(Entry(task))
-        self._ledger.notify()
+        if task.id in ledger:
+            return
+        await ledger.until(lambda: len(ledger.waiting) < self._most_waiting)
+        entry = ledger.parked.pop(task.id) if task.id in ledger.parked else Entry(task)
+        entry.task, entry.offered = task, True
+        self._blobs.hold(entry)
+        ledger.counts["taken"] += 1
+        ledger.waiting.add(entry)
+        ledger.notify()
 
     async def cancel(self, task_id: str) -> bool:
         """Ask for a task to end, and return whether it had no outcome yet; its outcome follows.
@@ -192,13 +248,15 @@ class BatchWorker:
             return True
         if (found := self._ledger.find(task_id)) is None:
             return False
-        job, place = found
-        job.entries[place].cancelled = True
-        if job.all_cancelled:
-            self._cancelling.want(job)
+        element, place = found
+        element.entries[place].cancelled = True
+        job = element.job
+        if job.all_cancelled or (element.all_cancelled and self._calls.limits.element_cancel):
+            for each in job.elements:
+                if each.entries and each.all_cancelled:
+                    self._cancelling.want(each)
         else:
-            key = self._storage.keys.stop(job.name, place)
-            job.left.add(key)
+            job.left.add(key := self._storage.keys.stop(job.name, place))
             await self._storage.insist(f"write the stop marker {key}", self._store.put, key, b"")
         return True
 
@@ -210,14 +268,16 @@ class BatchWorker:
     def running(self, task_id: str) -> bool:
         """Return whether the task's job runs, as far as is known."""
         found = self._ledger.find(task_id)
-        return found is not None and found[0].status is not None and found[0].status.state is JobState.RUNNING
+        status = found[0].status if found is not None else None
+        return status is not None and status.state is JobState.RUNNING
 
     async def output(self, task_id: str) -> str:
         """Return the end of what a task has printed so far; "" if it printed nothing, or is in no job."""
         if (found := self._ledger.find(task_id)) is None:
             return ""
-        job, place = found
-        data = await self._storage.do(self._store.get, self._storage.keys.left(OutKey(job.name, place, "output")))
+        element, place = found
+        key = self._storage.keys.left(OutKey(element.job.name, place, "output"))
+        data = await self._storage.do(self._store.get, key)
         return (data or b"").decode(errors="replace")
 
     @property
@@ -237,10 +297,10 @@ class BatchWorker:
 
     async def _sweep(self) -> None:
         """Remove what jobs of this start wrote after they were let go."""
-        unsettled = {name for name, job in self._ledger.jobs.items() if job.entries}
+        unsettled = {name for name, job in self._ledger.jobs.items() if not job.is_settled}
         for job in self._ledger.jobs.values():
-            if not job.entries:
-                self._storage.throw_away(job.left)
+            if job.is_settled:
+                self._outcomes.clean(job)
         for folder in (self._storage.keys.out, self._storage.keys.stops):
             names = await self._storage.do(self._store.names, folder)
             ours = [name for name in names if f"-{self._epoch.birth}-" in name]

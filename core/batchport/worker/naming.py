@@ -17,7 +17,17 @@ from pathlib import Path
 from batchport.errors import UsageError
 from batchport.store import Keys, Store
 
-__all__ = ["LABEL_LENGTH", "Epoch", "begin_epoch", "check_worker_name", "job_name", "label_of"]
+__all__ = [
+    "LABEL_LENGTH",
+    "Epoch",
+    "age_of",
+    "begin_epoch",
+    "check_worker_name",
+    "end_epoch",
+    "job_name",
+    "label_of",
+    "newer_start",
+]
 
 LABEL_LENGTH = 30
 _DIGITS = string.digits + string.ascii_lowercase
@@ -63,6 +73,22 @@ def begin_epoch(store: Store, keys: Keys) -> Epoch:
 def end_epoch(store: Store, keys: Keys, epoch: Epoch) -> None:
     """Note that this start has ended, so that the next one need not ask whether it lives."""
     store.put(keys.epoch(epoch.number), _whoami(ended=True))
+
+
+def newer_start(store: Store, keys: Keys, epoch: Epoch) -> str | None:
+    """Return, in words, who has started the worker of this name again since `epoch`; None if nobody has."""
+    newest = max((int(name) for name in store.names(keys.epochs) if name.isdecimal()), default=0)
+    if newest <= epoch.number:
+        return None
+    holder = json.loads(store.get(keys.epoch(newest)) or b"{}")
+    who = f"process {holder['pid']} on {holder['host']}" if holder else "somebody"
+    return f"{who}, start number {newest}"
+
+
+def age_of(job: str) -> tuple[int, int]:
+    """Return the epoch and the serial number of a job's name, which say which of two jobs is the newer one."""
+    _, epoch, serial = job.rsplit("-", 2)
+    return int(epoch, 36), int(serial, 36)
 
 
 def label_of(*words: str) -> str:

@@ -17,7 +17,7 @@ from batchport.worker.blobs import SharedBlobs
 from batchport.worker.calls import Backoff
 from batchport.worker.ledger import Ledger
 from batchport.worker.storage import Storage
-from batchport.worker.tracking import Entry, Job
+from batchport.worker.tracking import Element, Entry, Job
 
 __all__ = ["Outcomes"]
 
@@ -33,14 +33,20 @@ class Outcomes:
         self._ledger, self._storage, self._blobs, self._deliver = ledger, storage, blobs, deliver
 
     async def settle(
-        self, job: Job, place: int, *, result: bytes | None = None, failure: Failure | None = None, output: str = ""
+        self,
+        element: Element,
+        place: int,
+        *,
+        result: bytes | None = None,
+        failure: Failure | None = None,
+        output: str = "",
     ) -> None:
         """Give a task of a job its outcome."""
-        entry = self._ledger.take(job, place, time.monotonic())
+        entry = self._ledger.take(element, place, time.monotonic())
         entry.attempts += 1
         await self.conclude(entry, result=result, failure=failure, output=output)
-        if not job.entries:
-            self.clean(job)
+        if element.job.is_settled:
+            self.clean(element.job)
 
     async def conclude(
         self, entry: Entry, *, result: bytes | None = None, failure: Failure | None = None, output: str = ""
@@ -56,24 +62,30 @@ class Outcomes:
                 _log.exception("the host did not take the outcome of task %s, will offer it again", task.id)
                 await asyncio.sleep(backoff.next())
         self._ledger.counts["done" if failure is None else "failed"] += 1
-        await self._blobs.let_go(task)
+        await self._blobs.let_go(entry)
         self._ledger.notify()
 
     async def give_up(self, job: Job, failure: Failure | None) -> None:
         """End a job that is not at the backend; without a failure its tasks were cancelled."""
-        for place, entry in list(job.entries.items()):
-            if place in job.entries:  # else its result came meanwhile
-                await self.settle(job, place, failure=failure or verdicts.cancelled(entry.task.id))
+        for element in job.elements:
+            for place, entry in list(element.entries.items()):
+                if place in element.entries:  # else its result came meanwhile
+                    await self.settle(element, place, failure=failure or verdicts.cancelled(entry.task.id))
         self.forget(job)
         await self._storage.tidy()
 
     def clean(self, job: Job) -> None:
         """Throw away what a settled job has in the store, unless its submit is under way and may need it."""
         if job.id is not None:
-            self._storage.throw_away(job.left)
-            job.left = set()
+            self._throw_away(job)
+
+    def _throw_away(self, job: Job) -> None:
+        # The manifest first: whoever starts after it is gone knows of no job, and not of one without results.
+        manifest = self._storage.keys.manifest(job.name)
+        self._storage.throw_away(sorted(job.left, key=lambda key: key != manifest))
+        job.left = set()
 
     def forget(self, job: Job) -> None:
         """Strike out a settled job that is over, and throw away all that it left."""
-        self._storage.throw_away(job.left)
+        self._throw_away(job)
         self._ledger.close_job(job)

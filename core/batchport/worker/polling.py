@@ -9,21 +9,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from batchport.envelope import Envelope
-from batchport.errors import EnvelopeError
+from batchport.errors import EnvelopeError, StoreError
 from batchport.jobs import JobStatus
 from batchport.tasks import Failure
 from batchport.worker import verdicts
 from batchport.worker.calls import Backoff, Calls
 from batchport.worker.cancelling import Cancelling
+from batchport.worker.fencing import Fence
 from batchport.worker.ledger import Ledger
 from batchport.worker.outcomes import Outcomes
 from batchport.worker.results import Results
 from batchport.worker.storage import Storage
-from batchport.worker.tracking import Entry, Job, Rules, Verdict
+from batchport.worker.tracking import Element, Entry, Job, Rules, Verdict
 
 __all__ = ["Polling"]
 
@@ -45,9 +46,11 @@ class Polling:
     outcomes: Outcomes
     results: Results
     cancelling: Cancelling
+    fence: Fence
     rules: Rules
     every_s: tuple[float, float]
     retries: int
+    width: int
 
     async def watch(self) -> None:
         """Poll and judge while there are jobs; runs for ever."""
@@ -64,15 +67,21 @@ class Polling:
             else:
                 backoff.reset()
                 delay = shortest if news or asked else min(longest, delay * 1.5)
+            await self.fence.check()
             await self.judge()
 
     async def poll(self, *, every_job: bool = False) -> bool:
         """Ask about all jobs that the backend must be asked about, and return whether there is news.
 
-        Raises what the adapter raises, after all that can be asked has been asked.
+        An array is asked about by its own id. Raises what the adapter raises, after all that can be asked
+        has been asked.
         """
         now = time.monotonic()
-        asked = {job.id: job for job in self.ledger.jobs.values() if job.id and (every_job or job.wants_poll(now))}
+        asked = {
+            job.id: job
+            for job in self.ledger.jobs.values()
+            if job.id and (every_job or any(element.wants_poll(now) for element in job.elements))
+        }
         ids, news, failed = list(asked), False, None
         size = self.calls.limits.poll_batch or len(ids) or 1
         for start in range(0, len(ids), size):
@@ -82,105 +91,117 @@ class Polling:
             except Exception as error:  # noqa: BLE001 - the other ids may well be answered
                 failed = error
             else:
-                news |= self._take_in({job_id: asked[job_id] for job_id in some}, statuses)
+                news |= self._take_in([asked[job_id] for job_id in some], statuses)
         if failed is not None:
             raise failed
         return news
 
-    def _take_in(self, asked: Mapping[str, Job], statuses: Iterable[JobStatus]) -> bool:
-        now, news, omitted = time.monotonic(), False, dict(asked)
-        for status in statuses:
-            job = asked.get(status.job_id)
-            if job is None or status.name not in {None, job.name}:
-                continue  # another job, maybe one under an id that the backend has used again
-            omitted.pop(status.job_id, None)
-            if job.saw(status, now):
+    def _take_in(self, asked: Sequence[Job], statuses: Iterable[JobStatus]) -> bool:
+        """Note what was said of each element: by its own status, else by its array's, else nothing."""
+        said = {status.job_id: status for status in statuses}
+        now, news = time.monotonic(), False
+        for element in [element for job in asked for element in job.elements]:
+            known = [said[each] for each in (element.id, element.job.id) if each in said]
+            # One under another name is another job, maybe under an id that the backend has used again.
+            status = next((each for each in known if each.name in {None, element.job.name}), None)
+            if status is None:
+                element.was_omitted(now)
+            elif element.saw(status, now):
                 news = True
                 if status.reason is not None and not status.state.is_final:
-                    _log.warning("job %s can't start: %s; %s", job.name, status.reason.value, status.evidence)
-        for job in omitted.values():
-            job.was_omitted(now)
+                    _log.warning("job %s can't start: %s; %s", element.name, status.reason.value, status.evidence)
         return news
 
     async def judge(self) -> None:
-        """Settle what is left of jobs that are over, after a last look for results."""
-        jobs, now = self.ledger.jobs, time.monotonic()
-        for job in jobs.values():
-            if job.is_over:
-                self.ledger.holders.discard(job)  # its place at the backend is free, whatever the grace brings
-        if any(job.is_over or job.verdict(now, self.rules) for job in jobs.values()):
+        """Settle what is left of elements that are over, after a last look for results."""
+        now, elements = time.monotonic(), self.ledger.elements()
+        # Their places at the backend are free, whatever the grace brings.
+        self.ledger.holders.difference_update(element for element in elements if element.is_over)
+        suspects = [element for element in elements if element.entries and element.verdict(now, self.rules)]
+        if suspects or any(element.is_over for element in elements):
             try:
                 await self.results.collect()
-            except Exception as error:  # noqa: BLE001 - no verdict without a last look
+            except StoreError as error:  # no verdict without a last look
                 _log.warning("can't look for results before a verdict, will look again: %s", error)
                 return
-        for job in list(jobs.values()):
-            if job.entries and (verdict := job.verdict(now, self.rules)):
-                await self._end(job, verdict)
-            if not job.entries and (job.is_over or job.omissions):
+        for element in suspects:
+            if element.entries and (verdict := element.verdict(now, self.rules)):
+                await self._end(element, verdict)
+        for job in list(self.ledger.jobs.values()):
+            if job.id and job.may_end:
                 self.outcomes.forget(job)
-            elif job.wants_cancel(now):
-                self.cancelling.want(job)
+            else:
+                for element in job.elements:
+                    if element.wants_cancel(now):
+                        self.cancelling.want(element)
         await self.storage.tidy()
         self.ledger.notify()
 
-    async def _end(self, job: Job, verdict: Verdict) -> None:
-        """Give each remaining task of a job that is over its outcome, or another job."""
+    async def _end(self, element: Element, verdict: Verdict) -> None:
+        """Give each remaining task of an element that is over its outcome, or another job."""
         if verdict is Verdict.BLOCKED:
-            self.cancelling.want(job)
-        await self._inspect(job)
-        blamed = job.blamed(verdict)
+            self.cancelling.want(element)
+        blamed = element.blamed(verdict, self.width)
+        evidence = {place: await self._evidence(element, place) for place in blamed}
+        if not all(found and found.fields.get("reason") for found in evidence.values()):
+            await self._inspect(element)  # the runner could not tell, or there was none
         # From the last: each that goes back to wait goes to the head of the queue.
-        for place, entry in reversed(list(job.entries.items())):
-            if place not in job.entries:  # its result came while another task was settled
+        for place, entry in reversed(list(element.entries.items())):
+            if place not in element.entries:  # its result came while another task was settled
                 continue
             if place not in blamed and not entry.cancelled and entry.unstarted + 1 < _TRIES_TO_START:
                 entry.unstarted += 1
-                await self._send_again(job, place, verdict)
+                await self._send_again(element, place, verdict)
                 continue
-            failure, output = await self._failure(job, place, entry, verdict)
+            failure, output = self._failure(element, entry, evidence.get(place), verdict)
             if failure.reason.retry_can_help and entry.attempts < self.retries:
                 entry.attempts += 1
-                await self._send_again(job, place, verdict)
+                await self._send_again(element, place, verdict)
             else:
-                await self.outcomes.settle(job, place, failure=failure, output=output)
+                await self.outcomes.settle(element, place, failure=failure, output=output)
 
-    async def _send_again(self, job: Job, place: int, verdict: Verdict) -> None:
+    async def _send_again(self, element: Element, place: int, verdict: Verdict) -> None:
         if verdict is Verdict.VANISHED:
             # The job may run on somewhere; its runner looks for this before it starts the task.
-            key = self.storage.keys.stop(job.name, place)
+            key = self.storage.keys.stop(element.job.name, place)
             await self.storage.insist(f"write the stop marker {key}", self.storage.store.put, key, b"")
-        if place in job.entries:
-            self.ledger.waiting.add(self.ledger.take(job, place, time.monotonic()), first=True)
+        if place in element.entries:
+            self.ledger.send_again(self.ledger.take(element, place, time.monotonic()))
 
-    async def _failure(self, job: Job, place: int, entry: Entry, verdict: Verdict) -> tuple[Failure, str]:
+    async def _evidence(self, element: Element, place: int) -> Envelope | None:
+        """Return what a runner has left about how a task died; of several attempts, the first that can be read."""
+        for key in element.evidence.get(place, []):
+            data = await self.storage.insist(f"read the evidence {key}", self.storage.store.get, key)
+            try:
+                return Envelope.from_bytes(data or b"", ("evidence",))
+            except EnvelopeError as error:
+                _log.warning("the evidence %s can't be read: %s", key, error)
+        return None
+
+    def _failure(
+        self, element: Element, entry: Entry, evidence: Envelope | None, verdict: Verdict
+    ) -> tuple[Failure, str]:
         """Return the failure of a task, and what it printed, by the best evidence there is."""
         if entry.cancelled:
             return verdicts.cancelled(entry.task.id), ""
         resources = entry.task.resources
-        for key in job.evidence.get(place, []):
-            data = await self.storage.insist(f"read the evidence {key}", self.storage.store.get, key)
-            try:
-                envelope = Envelope.from_bytes(data or b"", ("evidence",))
-            except EnvelopeError as error:
-                _log.warning("the evidence %s can't be read: %s", key, error)
-            else:
-                return verdicts.failure_of_evidence(job, resources, envelope), verdicts.output_of(envelope)
-        return verdicts.failure_of_job(job, verdict, self.rules, resources, self.storage.store.url), ""
+        if evidence is not None:
+            return verdicts.failure_of_evidence(element, resources, evidence), verdicts.output_of(evidence)
+        return verdicts.failure_of_job(element, verdict, self.rules, resources, self.storage.store.url), ""
 
-    async def _inspect(self, job: Job) -> None:
-        """Add to the job's status what the adapter can tell of it now that it has ended badly."""
-        assert job.id is not None
+    async def _inspect(self, element: Element) -> None:
+        """Add to the element's status what the adapter can tell of it now that it has ended badly."""
+        assert element.id is not None
         try:
-            more = await self.calls.inspect_job(job.id)
+            more = await self.calls.inspect_job(element.id)
         except Exception as error:  # noqa: BLE001 - evidence is welcome, and not needed
-            _log.warning("inspect_job of %s failed: %s", job.name, error)
+            _log.warning("inspect_job of %s failed: %s", element.name, error)
             return
-        if more is None or more.name not in {None, job.name}:
+        if more is None or more.name not in {None, element.job.name}:
             return
-        known = job.status or more
+        known = element.status or more
         lines = dict.fromkeys((*known.evidence.splitlines(), *more.evidence.splitlines()))
-        job.status = replace(
+        element.status = replace(
             known,
             reason=known.reason or more.reason,
             exit_code=more.exit_code if known.exit_code is None else known.exit_code,
@@ -190,7 +211,7 @@ class Polling:
     async def see_off(self) -> None:
         """Give settled jobs a moment to end, and cancel those that do not; called when the worker leaves."""
         deadline = time.monotonic() + _END_S
-        while lingering := [job for job in self.ledger.jobs.values() if not job.entries and job.lingers]:
+        while lingering := [job for job in self.ledger.jobs.values() if job.id and job.is_settled and not job.may_end]:
             try:
                 await self.poll(every_job=True)
                 if time.monotonic() > deadline:
@@ -200,5 +221,5 @@ class Polling:
             except Exception as error:  # noqa: BLE001 - reported; what lingers then is the backend's to end
                 _log.warning("could not see whether %d jobs have ended: %s", len(lingering), error)
                 return
-            if any(job.lingers for job in lingering):
+            if not all(job.may_end for job in lingering):
                 await asyncio.sleep(min(self.every_s[0], 0.5))

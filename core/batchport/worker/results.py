@@ -13,10 +13,11 @@ from batchport.envelope import Envelope
 from batchport.errors import EnvelopeError, StoreError
 from batchport.store import OutKey
 from batchport.worker import verdicts
+from batchport.worker.fencing import Fence
 from batchport.worker.ledger import Ledger
 from batchport.worker.outcomes import Outcomes
 from batchport.worker.storage import Storage
-from batchport.worker.tracking import Job
+from batchport.worker.tracking import Element, Job
 
 __all__ = ["Results"]
 
@@ -28,8 +29,9 @@ _READ_AT_ONCE = 32
 class Results:
     """Sees what runners have left in the store."""
 
-    def __init__(self, ledger: Ledger, storage: Storage, outcomes: Outcomes, every_s: float) -> None:
-        self._ledger, self._storage, self._outcomes, self._every_s = ledger, storage, outcomes, every_s
+    def __init__(self, ledger: Ledger, storage: Storage, outcomes: Outcomes, fence: Fence, every_s: float) -> None:
+        self._ledger, self._storage, self._outcomes = ledger, storage, outcomes
+        self._fence, self._every_s = fence, every_s
         self._looking = asyncio.Lock()
 
     async def watch(self) -> None:
@@ -46,47 +48,54 @@ class Results:
     async def collect(self) -> None:
         """List what runners have left, once, and settle each task whose answer is there. Raises StoreError."""
         async with self._looking:
-            answers = []
+            answers: list[tuple[Element, OutKey]] = []
+            stopped: list[tuple[Element, OutKey]] = []
             for name in await self._storage.do(self._storage.store.names, self._storage.keys.out):
                 out = OutKey.parse(name)
                 if out is not None and (job := self._ledger.jobs.get(out.job)) is not None:
-                    answers += await self._note(job, out)
+                    self._note(job, out, answers, stopped)
+            if answers or stopped:
+                await self._fence.check()
+            for element, out in stopped:
+                if (entry := element.entries.get(out.place)) is not None:
+                    await self._outcomes.settle(element, out.place, failure=verdicts.cancelled(entry.task.id))
             for start in range(0, len(answers), _READ_AT_ONCE):
                 some = answers[start : start + _READ_AT_ONCE]
                 found = await self._storage.get_all(self._storage.keys.left(out) for _, out in some)
-                for (job, out), data in zip(some, found, strict=True):
-                    if data is not None and out.place in job.entries:
-                        await self._take(job, out.place, data)
+                for (element, out), data in zip(some, found, strict=True):
+                    if data is not None and out.place in element.entries:
+                        await self._take(element, out.place, data)
             await self._storage.tidy()
 
-    async def _note(self, job: Job, out: OutKey) -> list[tuple[Job, OutKey]]:
-        """Remember an object that belongs to a job, and return it if it holds the answer of a task."""
+    def _note(
+        self, job: Job, out: OutKey, answers: list[tuple[Element, OutKey]], stopped: list[tuple[Element, OutKey]]
+    ) -> None:
+        """Remember an object that belongs to a job, and whose answer it holds."""
         key = self._storage.keys.left(out)
         is_new = key not in job.left
         job.left.add(key)
         if out.kind == "second" and is_new:
             self._ledger.counts["second_runs"] += 1
             _log.warning("job %s ran its task %d a second time; the first result counts", job.name, out.place)
-        entry = job.entries.get(out.place)
-        if entry is None:
-            return []
+        element = job.element_of(out.place)
+        if element is None or (entry := element.entries.get(out.place)) is None:
+            return
         if out.kind == "result":
-            return [(job, out)]
-        if out.kind == "stopped" and entry.cancelled:
-            await self._outcomes.settle(job, out.place, failure=verdicts.cancelled(entry.task.id))
+            answers.append((element, out))
+        elif out.kind == "stopped" and entry.cancelled:
+            stopped.append((element, out))
         elif out.kind == "evidence" and is_new:
-            job.evidence.setdefault(out.place, []).append(key)
-        return []
+            element.evidence.setdefault(out.place, []).append(key)
 
-    async def _take(self, job: Job, place: int, data: bytes) -> None:
+    async def _take(self, element: Element, place: int, data: bytes) -> None:
         try:
             envelope = Envelope.from_bytes(data, ("result", "exception"))
         except EnvelopeError as error:
-            what = f"The result of task {job.entries[place].task.id}"
-            await self._outcomes.settle(job, place, failure=verdicts.unreadable(what, error))
+            what = f"The result of task {element.entries[place].task.id}"
+            await self._outcomes.settle(element, place, failure=verdicts.unreadable(what, error))
             return
         output = verdicts.output_of(envelope)
         if envelope.kind == "result":
-            await self._outcomes.settle(job, place, result=envelope.parts[0], output=output)
+            await self._outcomes.settle(element, place, result=envelope.parts[0], output=output)
         else:
-            await self._outcomes.settle(job, place, failure=verdicts.failure_of_exception(envelope), output=output)
+            await self._outcomes.settle(element, place, failure=verdicts.failure_of_exception(envelope), output=output)

@@ -23,7 +23,9 @@ from batchport.jobs import JobSpec, Resources
 from batchport.worker import naming, verdicts
 from batchport.worker.blobs import SharedBlobs
 from batchport.worker.calls import Backoff, Calls
+from batchport.worker.fencing import Fence
 from batchport.worker.ledger import Ledger
+from batchport.worker.lookup import Lookup
 from batchport.worker.outcomes import Outcomes
 from batchport.worker.payload import make_payload
 from batchport.worker.storage import Storage
@@ -36,11 +38,11 @@ _log = logging.getLogger("batchport.worker")
 _AT_ONCE = 8
 """Jobs that are made ready and submitted at the same time: enough to hide the store behind the backend."""
 _LINGER_S = 0.03
-"""How long a pack that is not full waits for more tasks."""
+"""How long a job that is not full waits for more tasks."""
 _TRIES_TO_SUBMIT = 5
 """How often a submit may fail without a word that says why, with the job proven absent each time."""
 _EXTRA_TIME_S = 60
-"""What a job may run longer than its tasks together."""
+"""What an element may run longer than its tasks together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,11 @@ class Plan:
 
     max_jobs: int
     tasks_per_job: int
-    python: str
-    path: tuple[str, ...]
+    width: int
+    command: tuple[str, ...]
+    setup: str
+    fields: dict[str, Any]
+    """What every payload of this worker says."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -63,6 +68,8 @@ class Sending:
     ledger: Ledger
     storage: Storage
     calls: Calls
+    lookup: Lookup
+    fence: Fence
     blobs: SharedBlobs
     outcomes: Outcomes
     collect: Callable[[], Awaitable[None]]
@@ -71,6 +78,8 @@ class Sending:
     epoch: naming.Epoch
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
     _serial: int = 0
+    _most_elements: int | None = None
+    """How many elements are offered at once since the backend said that it is full; None while it did not."""
     _pause_until: float = 0.0
     _backoff: Backoff = field(default_factory=Backoff)
     _again: deque[Job] = field(default_factory=deque)
@@ -78,9 +87,9 @@ class Sending:
 
     async def send(self) -> None:
         """Send whatever waits while there is room; runs for ever."""
-        ledger, most = self.ledger, self.plan.tasks_per_job
+        ledger, most = self.ledger, self.plan.tasks_per_job * self.calls.limits.array_size
         while True:
-            await ledger.until(lambda: bool(self._again) or self._has_room())
+            await ledger.until(lambda: bool(self._again) or self._room() > 0)
             if most > 1 and not self._again and not ledger.waiting.next_is_full(most):
                 await asyncio.sleep(_LINGER_S)
             await self._senders.acquire()
@@ -91,29 +100,30 @@ class Sending:
                 self.spawn(self._send(job)).add_done_callback(lambda _: self._senders.release())
             ledger.notify()
 
-    def _has_room(self) -> bool:
-        return len(self.ledger.waiting) > 0 and len(self.ledger.holders) < self.plan.max_jobs
+    def _room(self) -> int:
+        """Return for how many more elements there are both tasks and places."""
+        return min(len(self.ledger.waiting), self.plan.max_jobs - len(self.ledger.holders))
 
     def _next_job(self) -> Job | None:
         if self._again:
             return self._again.popleft()
-        if not self._has_room():
+        elements = min(self._room(), self.calls.limits.array_size, self._most_elements or self.plan.max_jobs)
+        if elements < 1:
             return None
-        entries = self.ledger.waiting.pack(self.plan.tasks_per_job)
-        return self.ledger.open_job(self._spec(entries), entries)
+        entries = self.ledger.waiting.pack(self.plan.tasks_per_job * elements)
+        return self.ledger.open_job(self._spec(entries), entries, self.plan.tasks_per_job)
 
     def _spec(self, entries: Sequence[Entry]) -> JobSpec:
         self._serial += 1
+        limits, keys, plan = self.calls.limits, self.storage.keys, self.plan
         label = naming.label_of(entries[0].task.label)
-        name = naming.job_name(label, self.epoch, self._serial, self.calls.limits.name_length)
-        keys = self.storage.keys
-        return JobSpec(
-            name=name,
-            label=label,
-            command=(self.plan.python, "-m", "batchport.runner"),
-            env={"BATCHPORT_STORE": self.storage.store.url, "BATCHPORT_WORKER": keys.worker, "BATCHPORT_JOB": name},
-            resources=_for_pack(entries[0].task.resources, len(entries)),
-        )
+        name = naming.job_name(label, self.epoch, self._serial, limits.name_length)
+        env = {"BATCHPORT_STORE": self.storage.store.url, "BATCHPORT_WORKER": keys.worker, "BATCHPORT_JOB": name}
+        size = -(-len(entries) // plan.tasks_per_job)
+        if size > 1:
+            env["BATCHPORT_INDEX"] = f"{limits.array_index}:{limits.array_base}"
+        resources = _for_element(entries[0].task.resources, min(plan.tasks_per_job, len(entries)), plan.width)
+        return JobSpec(name, label, plan.command, env, resources, size, plan.setup)
 
     async def _send(self, job: Job) -> None:
         """Have a job at the backend, or its tasks failed, or its ambiguous submit looked up elsewhere."""
@@ -121,10 +131,12 @@ class Sending:
             return
         while not job.all_cancelled:
             await self._pause()
+            await self.fence.check()
             try:
                 job_id = await self.calls.submit_job(job.spec)
             except BackendFullError as error:
-                await self._wait_for_room(error)
+                if await self._is_too_large(job, error):
+                    return
             except TransientBackendError as error:
                 self._back_off(f"submit_job failed: {error}")
             except BackendUnusableError as error:
@@ -136,39 +148,46 @@ class Sending:
                 self.spawn(self._look_up(job, error))
                 return
             else:
-                await self._submitted(job, job_id)
+                await self.submitted(job, job_id)
                 return
         await self.outcomes.give_up(job, None)
 
     async def _prepare(self, job: Job) -> bool:
         """Put all that the job needs into the store, its manifest last."""
-        tasks = [entry.task for entry in job.entries.values()]
         try:
-            small = await self.blobs.ready(tasks)
+            small = await self.blobs.ready(entry.task for entry in job.entries)
         except Exception as error:  # noqa: BLE001 - whatever a host's read raises
             what = f"The function or an argument of job {job.name}"
             await self.outcomes.give_up(job, verdicts.unreadable(what, error))
             return False
-        inline_bytes = self.calls.limits.inline_bytes
-        made = await self.storage.do(make_payload, job.name, tasks, small, self.plan.path, inline_bytes)
+        store, keys = self.storage.store, self.storage.keys
+        made = await self.storage.do(make_payload, job, small, self.plan.fields, self.calls.limits.inline_bytes)
         if made.inline is not None:
             job.spec = replace(job.spec, env={**job.spec.env, "BATCHPORT_PAYLOAD": made.inline})
-        key = self.storage.keys.manifest(job.name)
-        job.left.add(key)
-        await self.storage.insist(f"write the manifest {key}", self.storage.store.put, key, made.manifest)
+        if made.array is not None:
+            job.left.add(key := keys.array(job.name))
+            await self.storage.insist(f"write the payloads {key}", store.put, key, made.array)
+        job.left.add(key := keys.manifest(job.name))
+        await self.storage.insist(f"write the manifest {key}", store.put, key, made.manifest)
         return True
 
-    async def _submitted(self, job: Job, job_id: str) -> None:
+    async def submitted(self, job: Job, job_id: str) -> None:
+        """Take in the id of a job that is at the backend, and note it; also called by `adoption`."""
         self._backoff.reset()
-        job.id = job_id
+        self.has_id(job, job_id)
         job.spec = replace(job.spec, env={})  # an inline payload is not needed any more, and may be large
-        if job.entries:
-            key = self.storage.keys.job_id(job.name)
-            job.left.add(key)
+        if not job.is_settled:
+            job.left.add(key := self.storage.keys.job_id(job.name))
             await self.storage.insist(f"note an id at {key}", self.storage.store.put, key, job_id.encode())
-        if not job.entries:  # its results came before the answer, or while the id was noted
+        if job.is_settled:  # its results came before the answer, or while the id was noted
             self.outcomes.clean(job)
         self.ledger.notify()
+
+    def has_id(self, job: Job, job_id: str) -> None:
+        """Give the job and its elements their ids; also called by `adoption`."""
+        job.id = job_id
+        for element in job.elements:
+            element.id = self.calls.element_id(job_id, element.index) if job.spec.size > 1 else job_id
 
     async def _look_up(self, job: Job, error: Exception) -> None:
         """Find out what became of an ambiguous submit before anything is sent again."""
@@ -177,15 +196,15 @@ class Sending:
             if look:
                 await asyncio.sleep(self.rules.settle_s)
             try:
-                ids = await self._ids_of(job)
+                ids = (await self.lookup.ids([job.name]))[job.name]
             except NotImplementedError:
                 await asyncio.sleep(self.rules.grace_s)
                 await self.collect()
                 await self.outcomes.give_up(job, verdicts.unanswered(job, error, self.rules.grace_s))
                 return
             if ids:
-                await self._cancel_twins(job, ids[1:])
-                await self._submitted(job, ids[0])
+                await self.lookup.cancel_twins(job.name, ids[1:])
+                await self.submitted(job, ids[0])
                 return
         job.failed_submits += 1
         if job.failed_submits >= _TRIES_TO_SUBMIT:
@@ -196,34 +215,12 @@ class Sending:
         self.ledger.notify()
         await self._watch_for_twins(job)
 
-    async def _ids_of(self, job: Job) -> list[str]:
-        """Ask for the ids of all jobs of this name until there is an answer, since nothing may be sent before."""
-        backoff = Backoff()
-        while True:
-            try:
-                found = await self.calls.find_jobs([job.name])
-                return sorted({job_id for name, job_id in found if name == job.name})
-            except NotImplementedError:
-                raise
-            except Exception as error:  # noqa: BLE001 - reported, and asked again
-                delay = backoff.next()
-                _log.warning("find_jobs failed, will ask again in %.0f s: %s", delay, error)
-                await asyncio.sleep(delay)
-
     async def _watch_for_twins(self, job: Job) -> None:
         """After a job was sent again, look once more whether the first one has turned up late."""
-        await self.ledger.until(lambda: job.id is not None or not job.entries)
+        await self.ledger.until(lambda: job.id is not None or job.is_settled)
         await asyncio.sleep(self.rules.settle_s)
-        await self._cancel_twins(job, [job_id for job_id in await self._ids_of(job) if job_id != job.id])
-
-    async def _cancel_twins(self, job: Job, ids: Sequence[str]) -> None:
-        if not ids:
-            return
-        _log.warning("there are %d jobs named %s; cancelling %s", len(ids) + 1, job.name, ", ".join(ids))
-        try:
-            await self.calls.cancel_jobs(ids)
-        except Exception as error:  # noqa: BLE001 - the first result counts, whichever job it comes from
-            _log.warning("could not cancel %s: %s", ", ".join(ids), error)
+        ids = (await self.lookup.ids([job.name]))[job.name]
+        await self.lookup.cancel_twins(job.name, [job_id for job_id in ids if job_id != job.id])
 
     async def _pause(self) -> None:
         # A loop, since another sender may have put it off meanwhile.
@@ -237,17 +234,32 @@ class Sending:
             self._pause_until = now + delay
             _log.warning("no job is submitted for %.0f s: %s", delay, why)
 
-    async def _wait_for_room(self, error: BackendFullError) -> None:
+    async def _is_too_large(self, job: Job, error: BackendFullError) -> bool:
+        """Wait for room at a full backend; return True if the job was taken apart, to be offered as smaller ones."""
         there = self.ledger.at_backend
+        if job.spec.size > 1:
+            self._most_elements = max(1, job.spec.size // 2)
+            _log.info("the backend is full; at most %d elements are offered at once: %s", self._most_elements, error)
+            for element in reversed(job.elements):
+                for place in reversed(list(element.entries)):
+                    self.ledger.send_again(self.ledger.take(element, place, time.monotonic()))
+            self.outcomes.forget(job)
+            await self.storage.tidy()
         if there:
-            _log.info("the backend is full, waiting for one of %d jobs to end: %s", there, error)
+            _log.info("the backend is full, waiting for one of %d elements to end: %s", there, error)
             await self.ledger.until(lambda: self.ledger.at_backend < there)
-        else:
+        elif job.spec.size == 1:
             self._back_off(f"the backend says that it is full, and none of this worker's jobs is there: {error}")
+        return job.spec.size > 1
 
 
-def _for_pack(one: Resources, tasks: int) -> Resources:
-    """Return what a job of that many tasks, one at a time, asks for: each task's time, and a minute more."""
-    if one.time_limit_s is None:
-        return one
-    return replace(one, time_limit_s=one.time_limit_s * tasks + _EXTRA_TIME_S)
+def _for_element(one: Resources, tasks: int, width: int) -> Resources:
+    """Return what an element asks for that runs so many tasks, `width` at a time: time for all, and a minute more."""
+    rounds = -(-tasks // width)
+    return replace(
+        one,
+        cpus=one.cpus * width,
+        memory_mib=one.memory_mib and one.memory_mib * width,
+        gpus=one.gpus * width,
+        time_limit_s=one.time_limit_s and one.time_limit_s * rounds + _EXTRA_TIME_S,
+    )

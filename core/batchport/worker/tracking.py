@@ -1,6 +1,6 @@
-"""What is known of one job, and when that is enough for a verdict.
+"""What is known of a job and of each of its elements, and when that is enough for a verdict.
 
-Called by the engine after every poll. Pure: times come in as numbers, nothing is asked or sent.
+Called by the other parts of the worker. Pure: times come in as numbers, nothing is asked or sent.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from batchport.jobs import JobSpec, JobState, JobStatus
 from batchport.store import NO_STORE
 from batchport.tasks import Task
 
-__all__ = ["CANNOT_START", "Entry", "Job", "Rules", "Verdict"]
+__all__ = ["CANNOT_START", "Element", "Entry", "Job", "Rules", "Verdict"]
 
 CANNOT_START = (126, 127)
 """A shell's exit codes for a command that can't be run, and for one that is not there.
@@ -27,18 +27,25 @@ _CANCEL_AGAIN_S = 60.0
 _LINGER_S = 60.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Entry:
-    """One task on its way. `attempts` counts jobs that started it, `unstarted` those that died before they did."""
+    """One task on its way.
+
+    `attempts` counts jobs that started it, `unstarted` those that died before they did. `shared` are the
+    keys of the blobs that it keeps in the store. `offered` is whether the host has given the task itself,
+    and not only an earlier start of the worker its id.
+    """
 
     task: Task
     attempts: int = 0
     unstarted: int = 0
     cancelled: bool = False
+    shared: tuple[str, ...] = ()
+    offered: bool = True
 
 
 class Verdict(Enum):
-    """Why a job is over although some of its tasks have no result."""
+    """Why an element is over although some of its tasks have no result."""
 
     ENDED = "ended"
     """The backend says that it is over."""
@@ -59,7 +66,7 @@ class Rules:
     start_deadline_s: float | None
 
     def start_deadline(self, reason: Reason) -> float | None:
-        """Return how long a job may be blocked for this reason; None for ever."""
+        """Return how long an element may be blocked for this reason; None for ever."""
         if self.start_deadline_s is not None or reason not in {Reason.IMAGE, Reason.CONFIGURATION}:
             return self.start_deadline_s
         return _START_DEADLINE_S
@@ -67,9 +74,53 @@ class Rules:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One job. `entries` holds its tasks without an outcome, by place; when it is empty the job is settled."""
+    """One job: a plain one of one element, or an array. `per_element` tasks are in each element but the last."""
 
     spec: JobSpec
+    per_element: int
+    id: str | None = None
+    adopted: bool = False
+    failed_submits: int = 0
+    elements: list[Element] = field(default_factory=list)
+    left: set[str] = field(default_factory=set)
+    """The keys of all that must go from the store with the job."""
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def entries(self) -> list[Entry]:
+        """All tasks of the job that have no outcome."""
+        return [entry for element in self.elements for entry in element.entries.values()]
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every task of the job has its outcome."""
+        return not any(element.entries for element in self.elements)
+
+    @property
+    def all_cancelled(self) -> bool:
+        """Whether nobody wants any of the tasks that are left."""
+        return all(element.all_cancelled for element in self.elements)
+
+    @property
+    def may_end(self) -> bool:
+        """Whether nothing is left to be done about the job: settled, and not at the backend any more."""
+        return self.is_settled and not any(element.lingers for element in self.elements)
+
+    def element_of(self, place: int) -> Element | None:
+        """Return the element that runs a place; None if there is no such place."""
+        index = place // self.per_element
+        return self.elements[index] if index < len(self.elements) else None
+
+
+@dataclass(slots=True, eq=False)
+class Element:
+    """One element. `entries` holds its tasks without an outcome, by place; when it is empty it is settled."""
+
+    job: Job
+    index: int
     entries: dict[int, Entry]
     id: str | None = None
     status: JobStatus | None = None
@@ -81,15 +132,13 @@ class Job:
     settled_at: float | None = None
     cancel_sent_at: float | None = None
     cancel_wanted: bool = False
-    failed_submits: int = 0
     evidence: dict[int, list[str]] = field(default_factory=dict)
     """How tasks died, by place: keys of what the runner left about it."""
-    left: set[str] = field(default_factory=set)
-    """The keys of all that must go from the store with the job."""
 
     @property
     def name(self) -> str:
-        return self.spec.name
+        """What people call it."""
+        return f"{self.job.name}[{self.index}]" if self.job.spec.size > 1 else self.job.name
 
     @property
     def is_over(self) -> bool:
@@ -103,20 +152,20 @@ class Job:
 
     @property
     def lingers(self) -> bool:
-        """Whether the job is at the backend, as far as is known, and has not ended."""
+        """Whether it is at the backend, as far as is known, and has not ended."""
         return self.id is not None and not self.is_over and self.omissions == 0
 
-    def blamed(self, verdict: Verdict) -> set[int]:
+    def blamed(self, verdict: Verdict, width: int) -> set[int]:
         """Return the places of the tasks that a bad ending is about; the others never started.
 
-        A runner takes its tasks in order, so without evidence the first one left is the one that ran.
+        A runner takes its tasks in order, so without evidence the first `width` that are left have run.
         """
         places = set(self.entries)
         status = self.status
         everyone = verdict in {Verdict.NO_RESULT, Verdict.BLOCKED} or (
             status is not None and (status.state is JobState.CANCELLED or status.exit_code in _NEVER_STARTED)
         )
-        return places if everyone else (places & self.evidence.keys() or {min(places)})
+        return places if everyone else (places & self.evidence.keys() or set(sorted(places)[:width]))
 
     def saw(self, status: JobStatus, now: float) -> bool:
         """Take in what a poll said, and return whether it is news. A final state is never taken back."""
@@ -134,13 +183,13 @@ class Job:
         return is_news
 
     def was_omitted(self, now: float) -> None:
-        """Note a successful poll that did not mention the job."""
+        """Note a successful poll that did not mention it."""
         if self.omissions == 0:
             self.omitted_since = now
         self.omissions += 1
 
     def verdict(self, now: float, rules: Rules) -> Verdict | None:
-        """Return why the job is over, None while it may still bring results. Never guesses success."""
+        """Return why it is over, None while it may still bring results. Never guesses success."""
         if self.status is not None and self.is_over:
             ended_well = self.status.state is JobState.SUCCEEDED
             nothing_to_come = self.all_cancelled or self.evidence.keys() >= self.entries.keys()
@@ -164,7 +213,7 @@ class Job:
         return self.omissions > 1 and now - self.omitted_since >= settle_s
 
     def wants_cancel(self, now: float) -> bool:
-        """Return whether a cancel should be sent now: nobody wants the job, or it outlives its last outcome."""
+        """Return whether a cancel should be sent now: nobody wants it, or it outlives its last outcome."""
         if self.id is None or self.is_over:
             return False
         if self.settled_at is not None and now - self.settled_at >= _LINGER_S:
@@ -175,6 +224,6 @@ class Job:
 
     def wants_poll(self, now: float) -> bool:
         """Return whether the backend is the one to ask: no result yet, or ending takes suspiciously long."""
-        if self.id is None:
-            return False
+        if self.id is None or self.is_over:
+            return self.id is not None and bool(self.entries)
         return self.settled_at is None or now - self.settled_at >= _LINGER_S

@@ -13,7 +13,7 @@ from batchport.errors import Reason
 from batchport.jobs import JobState, JobStatus, Resources
 from batchport.store import NO_STORE
 from batchport.tasks import Failure
-from batchport.worker.tracking import CANNOT_START, Job, Rules, Verdict
+from batchport.worker.tracking import CANNOT_START, Element, Job, Rules, Verdict
 
 __all__ = [
     "cancelled",
@@ -64,48 +64,48 @@ def failure_of_exception(envelope: Envelope) -> Failure:
     return _from_runner(envelope, Reason.USER_ERROR)
 
 
-def failure_of_evidence(job: Job, resources: Resources, envelope: Envelope) -> Failure:
+def failure_of_evidence(element: Element, resources: Resources, envelope: Envelope) -> Failure:
     """Return the failure of a task that died without an answer, by the runner's evidence and the backend's word.
 
     The runner knows what it saw (a time limit, a damaged payload, an exit code); where it saw only a
     signal from outside, the backend's reason says what that was.
     """
-    status = job.status
+    status = element.status
     said = status.reason if status is not None else None
     if envelope.fields.get("reason") is not None or said is None:
         return _from_runner(envelope, Reason.RUNNER_CRASH, _backend_says(status))
     words = _from_runner(envelope, said)
     evidence = "\n".join(filter(None, (_backend_says(status), words.message, words.evidence)))
-    return Failure(said, _sentence(job, said, resources), evidence, _ADVICE.get(said, words.advice))
+    return Failure(said, _sentence(element, said, resources), evidence, _ADVICE.get(said, words.advice))
 
 
-def failure_of_job(job: Job, verdict: Verdict, rules: Rules, resources: Resources, store: str) -> Failure:
+def failure_of_job(element: Element, verdict: Verdict, rules: Rules, resources: Resources, store: str) -> Failure:
     """Return the failure of a task whose job is over and left nothing about it."""
-    status, backend = job.status, _backend_says(job.status)
+    status, backend = element.status, _backend_says(element.status)
     if verdict is Verdict.VANISHED:
         last = f"last reported as {status.state.value}" if status else "never reported since it was submitted"
         return Failure(
             Reason.LOST,
-            f"Job {job.name} ({job.id}) vanished: the backend no longer knows it, and it left no result.",
-            f"{job.omissions} polls in a row did not mention it; {last}.\n{backend}".strip(),
+            f"{_job(element)} vanished: the backend no longer knows it, and it left no result.",
+            f"{element.omissions} polls in a row did not mention it; {last}.\n{backend}".strip(),
             "Look for the job in the backend's own history; with retries=N the worker runs lost tasks again.",
         )
     if verdict is Verdict.NO_RESULT:
         return Failure(
             Reason.LOST,
-            f"Job {job.name} ({job.id}) succeeded by the backend's word, but left no result.",
+            f"{_job(element)} succeeded by the backend's word, but left no result.",
             f"No result came within {rules.grace_s:g} s.\n{backend}".strip(),
             f"Check that jobs see the same store as this process: {store}",
         )
     if status is not None and status.exit_code == NO_STORE:
         return Failure(
             Reason.ENVIRONMENT,
-            f"Job {job.name} ({job.id}) could not use the store.",
+            f"{_job(element)} could not use the store.",
             backend,
             f"Check that jobs can read and write {store}",
         )
     reason = _reason(status)
-    return Failure(reason, _sentence(job, reason, resources), backend, _ADVICE.get(reason, ""))
+    return Failure(reason, _sentence(element, reason, resources), backend, _ADVICE.get(reason, ""))
 
 
 def cancelled(task_id: str) -> Failure:
@@ -129,12 +129,12 @@ def not_submitted(job: Job, error: Exception) -> Failure:
     )
 
 
-def unanswered(job: Job, error: Exception, grace_s: float) -> Failure:
+def unanswered(job: Job, why: object, grace_s: float) -> Failure:
     """Return the failure of a task whose submit had no clear answer, at a backend that can't be asked by name."""
     return Failure(
         Reason.LOST,
         f"Job {job.name} may or may not have been submitted: its submit had no clear answer.",
-        f"{error}\nNo result came within {grace_s:g} s, and this adapter has no find_jobs to look the job up.",
+        f"{why}\nNo result came within {grace_s:g} s, and this adapter has no find_jobs to look the job up.",
         "Look for the job by its name at the backend before you run the task again: it may be running.",
     )
 
@@ -142,6 +142,11 @@ def unanswered(job: Job, error: Exception, grace_s: float) -> Failure:
 def unreadable(what: str, error: Exception) -> Failure:
     """Return the failure of a task whose function, argument or result can't be read."""
     return Failure(Reason.PAYLOAD, f"{what} can't be read.", str(error), "Run the task again.")
+
+
+def _job(element: Element) -> str:
+    called = {element.id, element.name, element.job.name}
+    return f"Job {element.name}" if len(called) == 1 else f"Job {element.name} ({element.id})"
 
 
 def _reason(status: JobStatus | None) -> Reason:
@@ -157,14 +162,14 @@ def _reason(status: JobStatus | None) -> Reason:
     return Reason.RUNNER_CRASH
 
 
-def _sentence(job: Job, reason: Reason, resources: Resources) -> str:
-    code = job.status.exit_code if job.status is not None else None
+def _sentence(element: Element, reason: Reason, resources: Resources) -> str:
+    code = element.status.exit_code if element.status is not None else None
     what = _SENTENCES[reason].format(
         memory=f" of {resources.memory_mib} MiB a task" if resources.memory_mib else "",
         time=f" of {resources.time_limit_s} s a task" if resources.time_limit_s else "",
         code="" if code is None else f" with exit code {code}",
     )
-    return f"Job {job.name} ({job.id}) {what}."
+    return f"{_job(element)} {what}."
 
 
 def _from_runner(envelope: Envelope, otherwise: Reason, backend: str = "") -> Failure:

@@ -1,0 +1,217 @@
+"""Promise 8: a worker that is started again under its name adopts its jobs; of two, the older one stops in words."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from batchport import BatchWorker, JobSpec, JobState, Outcome, Reason, SupersededError, Task
+
+
+async def die(worker: BatchWorker) -> None:
+    """End a worker as SIGKILL does: nothing more is written, delivered or said to the backend."""
+    for task in list(worker._running):
+        task.cancel()
+    await asyncio.gather(*worker._running, return_exceptions=True)
+
+
+async def begin(world: Any, **options: Any) -> BatchWorker:
+    """Start a worker that is not going to leave as it should."""
+
+    async def deliver(outcome: Outcome) -> None:
+        world.outcomes[outcome.task_id].append(outcome)
+
+    quick: dict[str, Any] = {"poll_s": (0.05, 0.1), "results_s": 0.02, "grace_s": 0.4, **options}
+    return await BatchWorker(world.backend, world.store, "w", deliver, **quick).__aenter__()
+
+
+@pytest.fixture(autouse=True)
+def dead_workers_are_known_to_be_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each start look like one on another host, for the process of a worker that `die`s lives on here."""
+    hosts = iter(f"host{number}" for number in range(100))
+    monkeypatch.setattr(socket, "gethostname", lambda: next(hosts))
+
+
+async def test_a_job_that_was_submitted_is_adopted_and_not_run_again(
+    world: Any, make_task: Callable[..., Task]
+) -> None:
+    first = await begin(world)
+    await first.submit(make_task("t"))
+    job = await world.job()
+    await world.until(lambda: world.store.exists(world.keys.job_id(job.spec.name)), "the noted id")
+    await die(first)
+    async with world.worker() as worker:
+        await worker.submit(make_task("t"))
+        world.leave_result(job)
+        assert (await world.outcome("t")).failure is None
+        await worker.drain()
+    assert list(world.backend.jobs) == ["1"]
+    assert not world.backend.calls["find_jobs"], "its id was noted, and nobody need be asked"
+
+
+async def test_an_adopted_result_is_delivered_although_nobody_has_asked_again(
+    world: Any, make_task: Callable[..., Task]
+) -> None:
+    first = await begin(world)
+    await first.submit(make_task("t"))
+    job = await world.job()
+    await die(first)
+    world.leave_result(job, value=b"late")
+    async with world.worker():
+        assert (await world.outcome("t")).result == b"late"
+
+
+async def test_a_job_that_died_between_submit_and_the_noted_id_is_found_by_name(
+    world: Any, make_task: Callable[..., Task]
+) -> None:
+    reached = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def submit_and_hang(spec: JobSpec) -> None:
+        world.backend.add(spec)
+        loop.call_soon_threadsafe(reached.set)
+        raise SystemExit  # the answer never comes
+
+    first = await begin(world)
+    world.backend.faults["submit_job"].append(submit_and_hang)
+    world.backend.faults["find_jobs"].append(lambda _: (_ for _ in ()).throw(TimeoutError()))
+    await first.submit(make_task("t"))
+    await reached.wait()
+    await die(first)
+    async with world.worker() as worker:
+        await worker.submit(make_task("t"))
+        world.leave_result(world.backend.jobs["1"])
+        assert (await world.outcome("t")).failure is None
+    assert list(world.backend.jobs) == ["1"]
+
+
+async def test_a_job_that_died_between_manifest_and_submit_is_sent_once_its_task_is_offered_again(
+    world: Any, make_task: Callable[..., Task]
+) -> None:
+    reached = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def die_before(_: JobSpec) -> None:
+        loop.call_soon_threadsafe(reached.set)
+        raise SystemExit
+
+    first = await begin(world)
+    world.backend.faults["submit_job"].append(die_before)
+    await first.submit(make_task("t"))
+    await reached.wait()
+    await die(first)
+    world.backend.on_submit = world.leave_result
+    async with world.worker() as worker:
+        await worker.submit(make_task("t"))
+        assert (await world.outcome("t")).failure is None
+        await worker.drain()
+    assert len(world.backend.jobs) == 1
+
+
+async def test_a_task_that_nobody_offers_again_is_not_run(world: Any, make_task: Callable[..., Task]) -> None:
+    reached = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def die_before(_: JobSpec) -> None:
+        loop.call_soon_threadsafe(reached.set)
+        raise SystemExit
+
+    first = await begin(world)
+    world.backend.faults["submit_job"].append(die_before)
+    await first.submit(make_task("t"))
+    await reached.wait()
+    await die(first)
+    async with world.worker() as worker:
+        await world.until(lambda: not world.store.names(world.keys.manifests), "its manifest is gone")
+        await worker.drain()
+    assert not world.backend.jobs
+    assert not world.outcomes["t"]
+
+
+async def test_what_a_dead_pack_had_not_started_waits_for_its_host(world: Any, make_task: Callable[..., Task]) -> None:
+    first = await begin(world, tasks_per_job=3)
+    for number in range(3):
+        await first.submit(make_task(f"t{number}"))
+    job = await world.job()
+    await die(first)
+    world.leave_result(job, place=0)
+    job.end(JobState.FAILED, Reason.OUT_OF_MEMORY)
+    async with world.worker(tasks_per_job=3) as worker:
+        assert (await world.outcome("t0")).failure is None
+        assert (await world.outcome("t1")).failure.reason is Reason.OUT_OF_MEMORY
+        await worker.submit(make_task("t2"))
+        second = await world.job(2)
+        assert world.tasks_of(second) == ["t2"]
+        world.leave_result(second)
+        assert (await world.outcome("t2")).failure is None
+
+
+async def test_shared_arguments_live_as_long_as_an_adopted_task_needs_them(
+    world: Any, make_task: Callable[..., Task]
+) -> None:
+    blobs = world.store.root / "w" / "blobs"
+    first = await begin(world)
+    await first.submit(make_task("t", os.urandom(50_000)))
+    job = await world.job()
+    await die(first)
+    world.store.put(world.keys.blob("stray"), b"of a job that is long gone")
+    async with world.worker() as worker:
+        assert len(list(blobs.iterdir())) == 1, "the task's argument, and no stray one"
+        world.leave_result(job)
+        await world.outcome("t")
+        await worker.drain()
+    assert list(blobs.iterdir()) == []
+
+
+async def test_the_older_of_two_workers_stops_in_words_and_submits_nothing_more(
+    world: Any, make_task: Callable[..., Task]
+) -> None:
+    with pytest.raises(SupersededError) as caught:  # noqa: PT012 - it is raised where the worker's body waits
+        async with world.worker() as older:
+            await older.submit(make_task("t0"))
+            job = await world.job()
+            newer = await begin(world)
+            await older.submit(make_task("t1"))
+            await asyncio.sleep(20)
+    assert str(caught.value).startswith("the worker 'w' was started again by process ")
+    assert str(caught.value).endswith("Give each of two workers that shall run at once a name of its own")
+    assert list(world.backend.jobs) == ["1"], "the older worker has submitted after it was superseded"
+    world.leave_result(job)
+    assert (await world.outcome("t0")).failure is None
+    await newer.submit(make_task("t1"))
+    world.leave_result(await world.job(2))
+    assert (await world.outcome("t1")).failure is None
+    world.end_all()
+    await newer.__aexit__(None, None, None)
+
+
+async def test_the_older_of_two_workers_delivers_nothing_more(world: Any, make_task: Callable[..., Task]) -> None:
+    delivered: list[str] = []
+
+    async def deliver(outcome: Outcome) -> None:
+        delivered.append(outcome.task_id)
+
+    with pytest.raises(SupersededError):  # noqa: PT012 - it is raised where the worker's body waits
+        async with BatchWorker(world.backend, world.store, "w", deliver, results_s=0.02) as older:
+            await older.submit(make_task("t"))
+            job = await world.job()
+            newer = await begin(world)
+            world.leave_result(job)
+            await asyncio.sleep(20)
+    assert (await world.outcome("t")).failure is None
+    assert delivered == []
+    world.end_all()
+    await newer.__aexit__(None, None, None)
+
+
+async def test_a_manifest_that_cannot_be_read_is_left_alone(world: Any, caplog: pytest.LogCaptureFixture) -> None:
+    world.store.put(world.keys.manifest("b-abcdefgh-1-1"), b"rubbish")
+    async with world.worker() as worker:
+        await worker.drain()
+    assert world.store.exists(world.keys.manifest("b-abcdefgh-1-1"))
+    assert "the manifest of job b-abcdefgh-1-1 can't be read, and is left alone" in caplog.text
