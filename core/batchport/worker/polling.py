@@ -67,7 +67,8 @@ class Polling:
             else:
                 backoff.reset()
                 delay = shortest if news or asked else min(longest, delay * 1.5)
-            await self.fence.check()
+            if self.ledger.holders:
+                await self.fence.check()  # an older start has no verdicts to give, and need not poll on
             await self.judge()
 
     async def poll(self, *, every_job: bool = False) -> bool:
@@ -124,6 +125,8 @@ class Polling:
             except StoreError as error:  # no verdict without a last look
                 _log.warning("can't look for results before a verdict, will look again: %s", error)
                 return
+        if suspects:
+            await self.fence.check()
         for element in suspects:
             if element.entries and (verdict := element.verdict(now, self.rules)):
                 await self._end(element, verdict)
