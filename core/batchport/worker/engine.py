@@ -227,7 +227,7 @@ class BatchWorker:
                 entry.task, entry.offered = task, True
                 self._blobs.hold(entry)
             return
-        if task.id in ledger:
+        if task.id in ledger.waiting:
             return
         await ledger.until(lambda: len(ledger.waiting) < self._most_waiting)
         entry = ledger.parked.pop(task.id) if task.id in ledger.parked else Entry(task)
