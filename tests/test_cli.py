@@ -38,7 +38,7 @@ def test_an_option_that_the_backend_lacks_is_refused_with_those_it_has() -> None
     run = _batchport("doctor", "local", "--option", "queue=long")
     assert (run.returncode, run.stderr) == (
         1,
-        "batchport: the backend 'local' has no option 'queue'; it has: folder, slots\n",
+        "batchport: the backend 'local' has no option 'queue'; it has: folder, slots, queue_limit\n",
     )
 
 

@@ -352,7 +352,7 @@ def test_a_process_that_got_the_supervisors_number_later_is_not_taken_for_it(hou
     with subprocess.Popen(["sleep", "600"], start_new_session=True) as stranger:
         folder = house.adapter.jobs / "old"
         folder.mkdir()
-        words = f"state={state} reason= exit_code= supervisor={stranger.pid} born=1@an-earlier-boot"
+        words = f"state={state} reason= exit_code= size=1 supervisor={stranger.pid} born=1@an-earlier-boot"
         words += f" job={stranger.pid} job_born=2@an-earlier-boot" if state == "RUNNING" else ""
         (folder / "state").write_text(words + "\nwaiting")
         house.adapter.cancel_job("old")

@@ -5,11 +5,13 @@ module imports neither batchport nor more of the standard library than it must, 
 for every job.
 
 A job's folder holds `script` (what to run), `state` (what `read_record` returns), `log` (what the job
-printed), `cancel` (somebody asked for its end) and `lock` (held while the job is being submitted).
+printed), `cancel` (somebody asked for its end) and `lock` (held while the job is being submitted). An
+array's holds one such folder for each element besides, named by its index; its own supervisor starts
+each element when there are slots for it, and each element then has a supervisor of its own.
 """
 
 # Importing pathlib takes longer than all the rest of this file:
-# ruff: noqa: PTH105, PTH110, PTH120, PTH123, PTH208
+# ruff: noqa: PTH102, PTH105, PTH110, PTH120, PTH123, PTH208
 
 import contextlib
 import errno
@@ -19,8 +21,10 @@ import signal
 import sys
 import time
 
-__all__ = ["FINAL", "birth", "cancel", "main", "read_record", "start"]
+__all__ = ["FINAL", "INDEX", "birth", "cancel", "main", "read_record", "start"]
 
+INDEX = "BATCHPORT_LOCAL_INDEX"
+"""The variable that holds an element's index."""
 FINAL = {"SUCCEEDED", "FAILED", "CANCELLED"}
 AWAITED = {signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM}
 KILL_WAIT_S = 5.0
@@ -86,8 +90,8 @@ def _write_record(folder: str, evidence: str, **words: object) -> None:
 def read_record(folder: str) -> dict[str, str] | None:
     """Return the job's state, or None if no job was ever started in this folder.
 
-    Always there: `state`, `reason` and `exit_code` ("" if there is none), `evidence`, and `supervisor` and
-    `born`, which together name its process; `job` and `job_born` once it has run. A job whose supervisor
+    Always there: `state`, `reason` and `exit_code` ("" if there is none), `size`, `evidence`, and `supervisor`
+    and `born`, which together name its process; `job` and `job_born` once it has run. A job whose supervisor
     is gone without a last word is declared lost here, once, and what is left of it is killed.
     """
     record = _read(folder)
@@ -191,8 +195,9 @@ def _kill_orphans(job: int, born: str | None) -> None:
 class Job:
     """The job's own process, which leads a session of its own, and all that descends from it."""
 
-    def __init__(self, script: str) -> None:
+    def __init__(self, script: str, index: int | None) -> None:
         self.status: int | None = None
+        self._index = index
         # PR_SET_CHILD_SUBREAPER: orphans below come to this process, not to init, so none gets out of sight.
         self._adopts = _prctl(36, 1)
         supervisor = os.getpid()
@@ -211,6 +216,8 @@ class Job:
         for number in (signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores the last two
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, AWAITED)
+        if self._index is not None:
+            os.environ[INDEX] = str(self._index)
         try:
             os.execvp("bash", ["bash", script])  # noqa: S606 - a shell is what it starts
         except OSError as error:
@@ -341,41 +348,112 @@ def _cancel_waiting(*_: object) -> None:
 def main(folder: str, slots_folder: str, *numbers: str) -> None:
     """Run the job in `folder` to its end.
 
-    `numbers` are how many slots there are, how many of them the job takes, its memory limit in MiB and its
-    time limit in seconds; 0 is no limit.
+    `numbers` are how many slots there are, how many of them each element takes, its memory limit in MiB and
+    its time limit in seconds, 0 for no limit, and how many elements there are.
 
     Ends at once in the submitter's child, so that init and not the submitter has the supervisor to
     reap. Standard input is the job's lock, and output and error are what the submitter waits for.
     """
-    slots, cpus, memory_mib, time_limit_s = map(int, numbers)
+    slots, cpus, memory_mib, time_limit_s, size = map(int, numbers)
     if os.fork():
         os._exit(0)
     os.setsid()
-    words: dict[str, object] = {"reason": "", "exit_code": "", "supervisor": os.getpid(), "born": birth(os.getpid())}
-    where = f"on {os.uname().nodename}"
     signal.signal(signal.SIGCHLD, lambda *_: None)  # some systems throw an ignored signal away, even if awaited
+    words = {**_myself(), "size": size}
     try:
         signal.signal(signal.SIGTERM, _cancel_waiting)
+        for index in range(size if size > 1 else 0):
+            os.mkdir(f"{folder}/{index}")
         _write_record(folder, "waiting for a slot", state="QUEUED", **words)
-        null, log = os.open(os.devnull, os.O_RDWR), os.open(f"{folder}/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        for target, source in enumerate((null, log, log)):
-            os.dup2(source, target)  # lets go of the lock and of the submitter: the job is there
+        _print_to(f"{folder}/log")  # lets go of the lock and of the submitter: the job is there
         if os.path.exists(f"{folder}/cancel"):
             raise Cancelled
+        if size > 1:
+            _run_array(folder, words, slots_folder, (slots, cpus, memory_mib, time_limit_s))
+            return
         held = _take_slots(slots_folder, slots, cpus)
         signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
     except Cancelled:
-        words["reason"] = "CANCELLED"
-        _write_record(folder, "cancelled while it waited for a slot; it never ran", state="CANCELLED", **words)
+        _never_ran(folder, words)
         return
-    job = Job(f"{folder}/script")
+    _run(folder, f"{folder}/script", words, (memory_mib, time_limit_s))
+    for slot in held:
+        os.close(slot)
+
+
+def _myself() -> dict[str, object]:
+    return {"reason": "", "exit_code": "", "supervisor": os.getpid(), "born": birth(os.getpid()), "size": 1}
+
+
+def _print_to(log: str) -> None:
+    null, file = os.open(os.devnull, os.O_RDWR), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for target, source in enumerate((null, file, file)):
+        os.dup2(source, target)
+
+
+def _never_ran(folder: str, words: dict[str, object]) -> None:
+    why = "cancelled while it waited for a slot; it never ran"
+    _write_record(folder, why, state="CANCELLED", **{**words, "reason": "CANCELLED"})
+
+
+def _run(folder: str, script: str, words: dict[str, object], limits: tuple[int, int], index: int | None = None) -> None:
+    """Run a plain job, or one element of an array, to its end; AWAITED are blocked, and its slots are taken.
+
+    `limits` are its memory in MiB and its time in seconds.
+    """
+    where = f"on {os.uname().nodename}"
+    job = Job(script, index)
     words |= {"job": job.pid, "job_born": birth(job.pid)}
     _write_record(folder, f"{where}, process {job.pid}", state="RUNNING", **words)
-    reason, why = _watch(job, memory_mib, time_limit_s)
+    reason, why = _watch(job, *limits)
     job.end(KILL_WAIT_S if reason in {"CANCELLED", "TIMEOUT"} else 0)
     words["exit_code"], how = _ending(job.status or 0)
     words["reason"] = reason
     state = "CANCELLED" if reason == "CANCELLED" else "FAILED" if reason or words["exit_code"] else "SUCCEEDED"
     _write_record(folder, ", ".join(filter(None, (why, how, where))), state=state, **words)
-    for slot in held:
-        os.close(slot)
+
+
+def _run_array(folder: str, words: dict[str, object], slots_folder: str, numbers: tuple[int, int, int, int]) -> None:
+    """Start each element once there are slots for it, and wait until all have ended."""
+    slots, cpus, memory_mib, time_limit_s = numbers
+    elements: dict[int, str] = {}
+    size, cancelled = int(str(words["size"])), False
+    try:
+        for index in range(size):
+            element = f"{folder}/{index}"
+            held = _take_slots(slots_folder, slots, cpus)
+            # Blocked over the fork, so that a cancel reaches the element's supervisor only once it can take it.
+            signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
+            if os.path.exists(f"{element}/cancel"):
+                _never_ran(element, _myself())
+            elif (pid := os.fork()) == 0:
+                try:
+                    os.setsid()
+                    _print_to(f"{element}/log")
+                    _run(element, f"{folder}/script", _myself(), (memory_mib, time_limit_s), index)
+                finally:
+                    os._exit(0)
+            else:
+                elements[pid] = element
+                if len(elements) == 1:
+                    _write_record(folder, f"on {os.uname().nodename}", state="RUNNING", **words)
+            for slot in held:
+                os.close(slot)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, AWAITED)
+        for pid in elements:
+            os.waitpid(pid, 0)
+    except Cancelled:
+        cancelled = True
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, AWAITED)
+        for element in elements.values():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                cancel(element)
+        for pid in elements:
+            with contextlib.suppress(ChildProcessError):  # reaped before the cancel came
+                os.waitpid(pid, 0)
+    states = [(_read(f"{folder}/{index}") or {"state": "CANCELLED"})["state"] for index in range(size)]
+    ended = {state: states.count(state) for state in dict.fromkeys(states)}
+    state = "CANCELLED" if cancelled else "SUCCEEDED" if set(ended) == {"SUCCEEDED"} else "FAILED"
+    told = ", ".join(f"{count} {each.lower()}" for each, count in ended.items())
+    words["reason"] = "CANCELLED" if cancelled else ""
+    _write_record(folder, f"of {size} elements: {told}", state=state, **words)

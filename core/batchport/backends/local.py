@@ -17,7 +17,7 @@ from pathlib import Path
 
 from batchport.adapter import BatchWorkerAdapterBase
 from batchport.backends import _supervisor
-from batchport.errors import BackendUnusableError, Reason, RejectedJobError, UsageError
+from batchport.errors import BackendFullError, BackendUnusableError, Reason, RejectedJobError, UsageError
 from batchport.jobs import Check, JobSpec, JobState, JobStatus, Limits, Resources
 
 __all__ = ["LocalAdapter", "Options"]
@@ -34,16 +34,19 @@ class Options:
 
     folder: where the jobs' folders are; None for `batchport-UID` in the system's temporary folder.
     slots: how many CPUs the jobs of this folder share; None for all that this process may use.
+    queue_limit: how many elements of one worker may be queued or running; None for no limit.
     """
 
     folder: str | None = None
     slots: int | None = None
+    queue_limit: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse slots with which nothing would ever run."""
-        if self.slots is not None and self.slots < 1:
-            message = f"Options(slots={self.slots!r}): must be at least 1, or None for all CPUs"
-            raise UsageError(message)
+        """Refuse numbers with which nothing would ever run."""
+        for name, otherwise in (("slots", "all CPUs"), ("queue_limit", "no limit")):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"Options({name}={value!r}): must be at least 1, or None for {otherwise}")
 
 
 class LocalAdapter(BatchWorkerAdapterBase):
@@ -53,12 +56,14 @@ class LocalAdapter(BatchWorkerAdapterBase):
     It gets the worker's environment beside its own. The memory limit needs /proc, and so Linux.
     """
 
+    contract = 1
     options_type = Options
     # One string of the environment holds at most 131,072 bytes, base64 and name included:
     # https://man7.org/linux/man-pages/man2/execve.2.html. A file's name holds at most 255.
-    limits = Limits(name_length=200, inline_bytes=90 * 1024)
+    limits = Limits(name_length=200, inline_bytes=90 * 1024, array_size=1000, array_index=_supervisor.INDEX)
 
     def __init__(self, options: Options) -> None:
+        self.queue_limit = options.queue_limit
         default = Path(tempfile.gettempdir(), f"batchport-{os.getuid()}")
         self.folder = Path(options.folder or default).absolute()
         self.slots = options.slots or _usable_cpus()
@@ -79,7 +84,11 @@ class LocalAdapter(BatchWorkerAdapterBase):
     def submit_job(self, job: JobSpec) -> str:
         self._refuse(job.resources)
         folder, asked = self.jobs / job.name, job.resources
-        numbers = (self.slots, asked.cpus, asked.memory_mib or 0, asked.time_limit_s or 0)
+        numbers = (self.slots, asked.cpus, asked.memory_mib or 0, asked.time_limit_s or 0, job.size)
+        if self.queue_limit is not None and (there := self._living()) + job.size > self.queue_limit:
+            raise BackendFullError(
+                f"{there} elements are there, {job.size} more are offered, {self.queue_limit} may be"
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _supervisor.start(str(folder), job.script, str(self.folder / "slots"), *numbers)
@@ -88,19 +97,25 @@ class LocalAdapter(BatchWorkerAdapterBase):
         return job.name
 
     def poll_jobs(self, job_ids: Sequence[str]) -> Iterable[JobStatus]:
-        return [status for status in map(self._status, job_ids) if status]
+        elements = [self.element_id(each, index) for each in job_ids for index in range(self._size(each))]
+        return [status for status in map(self._status, [*job_ids, *elements]) if status]
+
+    def element_id(self, job_id: str, index: int) -> str:
+        return f"{job_id}:{index}"
 
     def cancel_job(self, job_id: str) -> None:
         with suppress(FileNotFoundError, ProcessLookupError):  # unknown, or just over
-            _supervisor.cancel(str(self.jobs / job_id))
+            _supervisor.cancel(str(self._folder(job_id)))
 
     def find_jobs(self, names: Sequence[str]) -> Iterable[tuple[str, str]]:
         return [(name, name) for name in names if self._status(name)]
 
     def inspect_job(self, job_id: str) -> JobStatus | None:
-        status, log = self._status(job_id), self.jobs / job_id / "log"
+        status, log = self._status(job_id), self._folder(job_id) / "log"
         if status is None or not log.exists():
             return status
+        if not log.stat().st_size:
+            return replace(status, evidence=f"{status.evidence}\n{log} is empty")
         with log.open("rb") as file:
             file.seek(-min(log.stat().st_size, LOG_TAIL), os.SEEK_END)
             tail = file.read().decode(errors="replace")
@@ -123,14 +138,32 @@ class LocalAdapter(BatchWorkerAdapterBase):
     def close(self) -> None:
         _remove_ended(self.jobs.glob("*"), 0)
 
+    def _folder(self, job_id: str) -> Path:
+        return self.jobs.joinpath(*job_id.split(":"))
+
+    def _size(self, job_id: str) -> int:
+        """Return how many elements a job has; 0 for a plain job, which has none besides itself."""
+        record = _supervisor.read_record(str(self._folder(job_id)))
+        return int(record["size"]) if record and int(record["size"]) > 1 else 0
+
+    def _living(self) -> int:
+        statuses = self.poll_jobs([folder.name for folder in self.jobs.iterdir()])
+        plain = [status for status in statuses if not status.state.is_final and not self._size(status.job_id)]
+        return len(plain)
+
     def _status(self, job_id: str) -> JobStatus | None:
-        record = _supervisor.read_record(str(self.jobs / job_id))
+        name = job_id.partition(":")[0]
+        record = _supervisor.read_record(str(self._folder(job_id)))
+        if record is None and job_id != name and self._folder(job_id).is_dir():
+            record = _supervisor.read_record(str(self.jobs / name))  # has not started: as its array, but waiting
+            if record and record["state"] not in _supervisor.FINAL:
+                return JobStatus(job_id, JobState.QUEUED, name, evidence="waiting for a slot")
         if record is None:
             return None
         state, evidence = JobState[record["state"]], record["evidence"]
         reason = Reason[record["reason"]] if record["reason"] else None
         exit_code = int(record["exit_code"]) if record["exit_code"] else None
-        return JobStatus(job_id, state, job_id, reason, evidence, exit_code)
+        return JobStatus(job_id, state, name, reason, evidence, exit_code)
 
     def _refuse(self, asked: Resources) -> None:
         memory = asked.memory_mib or 0
