@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import cloudpickle
 import pytest
 
 from batchport.envelope import Envelope
 from batchport.store import FolderStore, Keys, OutKey
+
+ROW = struct.Struct(">QQ")
+
+
+def _tasks(first: int, calls: Iterable[Any]) -> tuple[list[dict[str, Any]], tuple[bytes, ...]]:
+    """Return a payload's tasks and parts, for calls at places from `first` on."""
+    parts: list[bytes] = []
+    tasks: list[dict[str, Any]] = []
+    for place, call in enumerate(calls, first):
+        each = call if isinstance(call, tuple) else (call,)
+        refs = range(len(parts), len(parts) + len(each))
+        parts += [item if isinstance(item, bytes) else cloudpickle.dumps(item) for item in each]
+        task = {"id": f"task-{place}", "function": refs[0], "args": list(refs[1:]), "kwargs": {}}
+        tasks.append({**task, "time_limit_s": None})
+    return tasks, tuple(parts)
 
 
 class Job:
@@ -33,31 +52,28 @@ class Job:
         self.command = [sys.executable, "-m", "batchport.runner"]
         self._started: list[subprocess.Popen[str]] = []
 
-    def offer(
+    def offer(  # noqa: PLR0913 - each by its name, and few at a time
         self,
         *calls: Any,
         inline: bool = True,
         time_limit_s: int | None = None,
         path: Sequence[str] = (),
         fields: Mapping[str, Any] | None = None,
+        width: int | None = None,
+        code: Sequence[str] | None = None,
         **header: Any,
     ) -> None:
         """Write the manifest of a job that makes these calls: a function, or (function, arg, ...), or pickled bytes.
 
         `fields` changes the first task's fields; `header` the payload's header.
         """
-        parts: list[bytes] = []
-        tasks: list[dict[str, Any]] = []
-        for place, call in enumerate(calls):
-            each = call if isinstance(call, tuple) else (call,)
-            refs = range(len(parts), len(parts) + len(each))
-            parts += [item if isinstance(item, bytes) else cloudpickle.dumps(item) for item in each]
-            task = {"id": f"task-{place}", "function": refs[0], "args": list(refs[1:]), "kwargs": {}}
-            tasks.append({**task, "time_limit_s": time_limit_s})
+        tasks, parts = _tasks(0, calls)
+        tasks = [{**task, "time_limit_s": time_limit_s} for task in tasks]
         tasks[0].update(fields or {})
         ids = [task["id"] for task in tasks]
-        payload = {"tasks": tasks, "path": list(path)}
-        header = {"job": self.name, "cloudpickle": cloudpickle.__version__, "parts": tuple(parts), **header}
+        optional = {name: value for name, value in (("width", width), ("code", code)) if value is not None}
+        payload = {"tasks": tasks, "path": list(path), **optional}
+        header = {"job": self.name, "cloudpickle": cloudpickle.__version__, "parts": parts, **header}
         if inline:
             manifest = Envelope("manifest", self.name, fields={"tasks": ids, "inline": True})
             data = Envelope("payload", fields=payload, **header).to_bytes()
@@ -65,6 +81,38 @@ class Job:
         else:
             manifest = Envelope("manifest", fields={"tasks": ids, "inline": False, "payload": payload}, **header)
         self.store.put(self.keys.manifest(self.name), manifest.to_bytes())
+
+    def offer_array(self, *packs: Sequence[Any], width: int = 1, **header: Any) -> None:
+        """Write the manifest and the payloads of an array, one element a pack; calls are as those of `offer`."""
+        header = {"job": self.name, "cloudpickle": cloudpickle.__version__, **header}
+        payloads, first = [], 0
+        for pack in packs:
+            tasks, parts = _tasks(first, pack)
+            fields = {"tasks": tasks, "path": [], "first": first, "width": width}
+            payloads.append(Envelope("payload", parts=parts, fields=fields, **header).to_bytes())
+            first += len(pack)
+        rows, start = b"", ROW.size * len(payloads)
+        for payload in payloads:
+            rows += ROW.pack(start, len(payload))
+            start += len(payload)
+        self.store.put(self.keys.array(self.name), rows + b"".join(payloads))
+        # What else is in it is the worker's business.
+        self.store.put(self.keys.manifest(self.name), b"a manifest")
+
+    def element(self, index: int, base: int = 0) -> None:
+        """Make this job the element `index` of its array, as a backend does that counts from `base`."""
+        self.env["BATCHPORT_INDEX"] = f"ELEMENT:{base}"
+        self.env["ELEMENT"] = str(index + base)
+
+    def zip(self, files: Mapping[str, str]) -> str:
+        """Store a zip of these files (their texts by name); return its blob's key, for `code`."""
+        data = BytesIO()
+        with ZipFile(data, "w") as archive:
+            for name, text in files.items():
+                archive.writestr(name, text)
+        digest = hashlib.sha256(data.getvalue()).hexdigest()
+        self.store.put(self.keys.blob(digest), data.getvalue())
+        return digest
 
     def first(self, statements: str) -> None:
         """Have these statements run in the runner's process before it: a fault that a test cannot make outside."""

@@ -1,12 +1,12 @@
 """The runner: what a job runs. `python -m batchport.runner`, started by the worker's command, never by people.
 
-A small parent reads the job's manifest and payload, forks a child for each task, one at a time, and
+A small parent reads the job's manifest and payload, forks a child for each task, `width` at a time, and
 leaves in the store what became of it. The parent alone uses the store and never unpickles; the child
 does nothing else than unpickle, call and hand the answer back. So a task that crashes, hangs or is killed
 costs itself only, and is still reported.
 
     pack.py     the loop over a job's tasks: what is skipped, run, ended, committed; the exit code
-    payload.py  the payload, found, checked and taken apart
+    payload.py  the payload, found, checked and taken apart; the code that came along, unzipped
     child.py    one task's process: fork, call, answer, output, end
     remote.py   a store that is no folder, in a process of its own
     memory.py   whether the kernel killed for want of memory

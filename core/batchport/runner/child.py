@@ -1,7 +1,7 @@
 """One task's process: fork it, call the function there, bring back its answer and what it printed.
 
 Called by pack.py, which waits on `Child.fds`, hands them to `Child.read`, and decides when a child must end.
-Nothing here blocks the parent, so that it could as well watch several.
+Nothing here blocks the parent but `Child.kill`, so that it can watch several.
 
 The child leads a process group of its own, so that whatever it started can be ended with it. It must not
 outlive its parent, which may be killed: the read end of a pipe whose write end the parent alone holds is
@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import ModuleType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 from batchport.runner.payload import Call, ReportError
 from batchport.runner.report import Report
@@ -58,8 +58,12 @@ class Answer(NamedTuple):
 class Child:
     """A task's process, from fork to end."""
 
+    # A child that held them would keep its siblings alive when the parent dies, and their pipes open.
+    _parents_ends: ClassVar[set[int]] = set()
+
     def __init__(self, call: Call) -> None:
         self.started = time.monotonic()
+        self.time_limit_s = call.time_limit_s
         self.deadline = self.started + (call.time_limit_s or math.inf)
         self.exit_code = 0
         """Once it is over: its exit code, negative for a signal's number."""
@@ -73,12 +77,13 @@ class Child:
         self._output_fd, output = os.pipe()
         lifeline, self._lifeline = os.pipe()
         self.fds = {self._reply_fd, self._output_fd}
+        self._parents_ends.update((*self.fds, self._lifeline))
         parent = os.getpid()
         # Until the child has handlers of its own, a signal would go to the parent's, and be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         self.pid = os.fork()
         if self.pid == 0:
-            for fd in (*self.fds, self._lifeline):
+            for fd in self._parents_ends:
                 os.close(fd)
             _live(call, reply, output, lifeline, parent)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
@@ -141,7 +146,13 @@ class Child:
                 self.read(fd)
         for fd in (self._reply_fd, self._output_fd, self._lifeline):
             os.close(fd)
+            self._parents_ends.discard(fd)
         return True
+
+    def kill(self) -> None:
+        """Kill it and all that it started, and wait until it has ended; for when its answer is not wanted any more."""
+        self._signal(signal.SIGKILL)
+        os.waitpid(self.pid, 0)
 
     def _reply_is_whole(self) -> bool:
         if len(self._reply) < _HEAD.size:

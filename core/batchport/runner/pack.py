@@ -11,7 +11,8 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import Enum
 from functools import partial
@@ -56,14 +57,14 @@ def main() -> int:
     except KeyError as missing:
         return _say(f"{missing} is not set: the runner is started by a worker's job, not by people", USAGE)
     # What a task starts must not take this job's payload for its own.
-    inline = os.environ.pop("BATCHPORT_PAYLOAD", None)
+    inline, element = (os.environ.pop(f"BATCHPORT_{name}", None) for name in ("PAYLOAD", "INDEX"))
     if url.startswith("memory:"):
         advice = "give the worker a folder that its jobs see, or an s3://, gs:// or az:// URL"
         return _say(f"the store {url} lives inside the worker's process, where no job can reach it: {advice}", USAGE)
     signals = _Signals()
     try:
         store = open_store(url) if url.startswith("file:") else RemoteStore(url)
-        return _Pack(store, Keys(worker), job, signals).run(inline)
+        return _Pack(store, Keys(worker), job, signals).run(inline, element)
     except UsageError as error:
         return _say(str(error), USAGE)
     except ImportError as error:
@@ -109,51 +110,107 @@ class _Signals:
             os.read(self.fd, 4096)
 
 
+class _SupersededError(Exception):
+    """The job has no manifest any more."""
+
+
+class _Run:
+    """A task that runs: its child, and when that is to be looked at."""
+
+    def __init__(self, place: int, task: str, call: Call) -> None:
+        self.place, self.task = place, task
+        self.kills = out_of_memory_kills()
+        self.child = Child(call)
+        self.end: _End | None = None
+        """Why the child was ended, None if nobody did."""
+        self.look_at = self.child.started + STOPS_S
+        """When to look for the stop marker."""
+        self.write_at = self.child.started + OUTPUT_S
+        self.written = 0
+        """How many bytes it had printed when the output was written."""
+
+    @property
+    def due(self) -> float:
+        """When it has to be looked at, even if nothing is heard of it."""
+        due = min(self.look_at, self.child.deadline) if self.child.kill_at is None else self.child.kill_at
+        return min(due, self.write_at) if self.child.printed > self.written else due
+
+
 class _Pack:
-    """The tasks of one job, in order, one at a time."""
+    """The tasks of one job or element: started in order, `width` of them at a time."""
 
     def __init__(self, store: Store, keys: Keys, job: str, signals: _Signals) -> None:
         self.store, self.keys, self.job, self.signals = store, keys, job, signals
         self.attempt = os.urandom(4).hex()
+        self.failed = False
+        """Whether a task has not succeeded, other than by its stop marker."""
 
-    def run(self, inline: str | None) -> int:
+    def run(self, inline: str | None, element: str | None) -> int:
         """Run what is to be run and return the exit code. Raises StoreError if the store stays out of reach."""
-        manifest = self._patiently(lambda: self.store.get(self.keys.manifest(self.job)))
-        if manifest is None:
+        try:
+            return self._run_all(self._payload(inline, element))
+        except ReportError as error:
+            for place in error.places:
+                self._leave_evidence(place, "", error.report, None)
+            return _say(str(error), FAILED)
+        except _SupersededError:
             if isinstance(self.store, FolderStore) and not self.store.root.is_dir():
                 advice = "do the worker's machine and this one share it?"
                 return _say(f"the store {self.store.root} is no folder on {os.uname().nodename}: {advice}", STORE)
-            return self._superseded()
+            return _say(f"job {self.job} has no manifest any more: its worker is done with it, and nothing is run", OK)
+
+    def _payload(self, inline: str | None, element: str | None) -> Payload:
+        """Read the payload. Raises ReportError, _SupersededError and StoreError."""
+        if element is None:
+            manifest = self._patiently(lambda: self.store.get(self.keys.manifest(self.job)))
+            if manifest is None:
+                raise _SupersededError
+            return Payload.of_job(manifest, inline, self.job, self.store, self.keys)
+        self._look_for_manifest()  # no more: it is as large as the array
         try:
-            payload = Payload.read(manifest, inline, self.job, self.store, self.keys)
-        except ReportError as error:
-            for place in range(Payload.places(manifest)):
-                self._leave_evidence(place, "", error.report, None)
-            return FAILED
-        return self._run_all(payload)
+            return self._patiently(partial(Payload.of_element, element, self.job, self.store, self.keys))
+        except ReportError:
+            self._look_for_manifest()
+            raise
+
+    def _look_for_manifest(self) -> None:
+        """Raise _SupersededError if there is none: the worker removes it first, and then what it names."""
+        if not self._patiently(lambda: self.store.exists(self.keys.manifest(self.job))):
+            raise _SupersededError
 
     def _run_all(self, payload: Payload) -> int:
-        code = OK
-        for place, task in enumerate(payload.tasks):
-            if self.signals.told:
-                return TOLD
-            if self._is_settled(place):
-                continue
-            try:
-                call = self._patiently(partial(payload.call, place))
-            except ReportError as error:
-                # The worker removes blobs once it has removed the manifest.
-                if not self._patiently(lambda: self.store.exists(self.keys.manifest(self.job))):
-                    return self._superseded()
-                self._leave_evidence(place, task, error.report, None)
-                code = FAILED
-                continue
-            if not self._run(place, task, call):
-                code = FAILED
-        return TOLD if self.signals.told and code == FAILED else code
+        waiting = deque(enumerate(payload.tasks, payload.first))
+        running: list[_Run] = []
+        try:
+            while True:
+                while waiting and len(running) < payload.width and not self.signals.told:
+                    if run := self._start(payload, *waiting.popleft()):
+                        running.append(run)
+                if not running:
+                    break
+                if over := next(filter(self._is_over, running), None):
+                    running.remove(over)
+                    self._finish(over)
+                else:
+                    self._wait(running)
+        finally:
+            for run in running:
+                run.child.kill()
+            payload.close()
+        if self.signals.told and (waiting or self.failed):
+            return TOLD
+        return FAILED if self.failed else OK
 
-    def _superseded(self) -> int:
-        return _say(f"job {self.job} has no manifest any more: its worker is done with it, and nothing is run", OK)
+    def _start(self, payload: Payload, place: int, task: str) -> _Run | None:
+        """Start one task; return None if it needs no run or, with evidence left, cannot have one."""
+        if self._is_settled(place):
+            return None
+        try:
+            return _Run(place, task, self._patiently(partial(payload.call, place)))
+        except ReportError as error:
+            self._look_for_manifest()
+            self._leave_evidence(place, task, error.report, None)
+            return None
 
     def _is_settled(self, place: int) -> bool:
         """Whether a place needs no run: it has a result, or a stop marker, which is answered."""
@@ -164,71 +221,67 @@ class _Pack:
             return True
         return False
 
-    def _run(self, place: int, task: str, call: Call) -> bool:
-        """Run one task and write what it came to; return whether it succeeded, or was stopped."""
-        kills = out_of_memory_kills()
-        child = Child(call)
-        end = self._watch(place, child)
-        answer, output, code = child.answer(), child.output, child.exit_code
-        if end is _End.STOPPED:
-            self._leave_stopped(place)
+    def _is_over(self, run: _Run) -> bool:
+        """Do what is due for one task; return whether its child has ended."""
+        child = run.child
+        if child.is_over():
             return True
-        if end is _End.TIMEOUT:
-            self._leave_evidence(place, task, Report.timeout(call.time_limit_s, output), code, output)
-        elif end is _End.TOLD:
-            self._leave_evidence(place, task, Report.told(self.signals.told, output), code, output)
-        elif answer is None:
-            report = Report.died(code, output, out_of_memory=out_of_memory_kills() > kills)
-            self._leave_evidence(place, task, report, code, output)
-        elif answer.kind == "evidence":
-            self._leave(place, "evidence", task, answer, output)
-        else:
-            self._commit(place, task, answer, output)
-            return answer.kind == "result"
+        now = time.monotonic()
+        if now >= run.write_at and child.printed > run.written:
+            run.write_at, run.written = now + OUTPUT_S, child.printed
+            with suppress(StoreError):  # no reason to fail the task, and it comes again in a second
+                self.store.put(self._key(run.place, "output"), child.output.encode())
+        if child.kill_at is None and (end := self._why_end(run, now)):
+            run.end = end
+            child.end()
         return False
 
-    def _watch(self, place: int, child: Child) -> _End | None:
-        """Wait until the child is over; return why it was ended, None if it ended by itself."""
-        end: _End | None = None
-        look_at, write_at, written = child.started + STOPS_S, child.started + OUTPUT_S, 0
-        while not child.is_over():
-            now = time.monotonic()
-            if now >= write_at and child.printed > written:
-                write_at, written = now + OUTPUT_S, child.printed
-                with suppress(StoreError):  # no reason to fail the task, and it comes again in a second
-                    self.store.put(self._key(place, "output"), child.output.encode())
-            if child.kill_at is None:
-                end = self._why_end(child, place if now >= look_at else None)
-                if now >= look_at:
-                    look_at = now + STOPS_S
-                if end:
-                    child.end()
-            due = min(look_at, child.deadline) if child.kill_at is None else child.kill_at
-            self._wait(child, min(due, write_at) if child.printed > written else due)
-        return end
-
-    def _why_end(self, child: Child, look_for: int | None) -> _End | None:
-        """Return why a child must end now, None if it may go on; `look_for`: whose stop marker to look for, if any."""
+    def _why_end(self, run: _Run, now: float) -> _End | None:
+        """Return why a task must end now, None if it may go on."""
         if self.signals.told:
             return _End.TOLD
-        if time.monotonic() >= child.deadline:
+        if now >= run.child.deadline:
             return _End.TIMEOUT
-        if look_for is not None:
+        if now >= run.look_at:
+            run.look_at = now + STOPS_S
             with suppress(StoreError):  # it is looked for again in two seconds
-                if self.store.exists(self.keys.stop(self.job, look_for)):
+                if self.store.exists(self.keys.stop(self.job, run.place)):
                     return _End.STOPPED
         return None
 
-    def _wait(self, child: Child, until: float) -> None:
+    def _finish(self, run: _Run) -> None:
+        """Write what a task came to, whose child is over."""
+        place, task, child = run.place, run.task, run.child
+        answer, output, code = child.answer(), child.output, child.exit_code
+        if run.end is _End.STOPPED:
+            self._leave_stopped(place)
+        elif run.end is _End.TIMEOUT:
+            self._leave_evidence(place, task, Report.timeout(child.time_limit_s, output), code, output)
+        elif run.end is _End.TOLD:
+            self._leave_evidence(place, task, Report.told(self.signals.told, output), code, output)
+        elif answer is None:
+            report = Report.died(code, output, out_of_memory=out_of_memory_kills() > run.kills)
+            self._leave_evidence(place, task, report, code, output)
+        elif answer.kind == "evidence":
+            self.failed = True
+            self._leave(place, "evidence", task, answer, output)
+        else:
+            self.failed |= answer.kind != "result"
+            self._commit(place, task, answer, output)
+
+    def _wait(self, running: Sequence[_Run]) -> None:
+        """Sleep until something is heard of a child, something is due, or there is a signal."""
+        children = {fd: run.child for run in running for fd in run.child.fds}
         poll = select.poll()
-        for fd in (self.signals.fd, *child.fds):
+        for fd in (self.signals.fd, *children):
             poll.register(fd, select.POLLIN)
+        due = min(run.due for run in running)
         # Rounded up, or the last millisecond would be spent in a busy loop.
-        for fd, _ in poll.poll(max(0, int((until - time.monotonic()) * 1000) + 1)):
+        for fd, _ in poll.poll(max(0, int((due - time.monotonic()) * 1000) + 1)):
             if fd == self.signals.fd:
                 self.signals.clear()
             else:
-                child.read(fd)
+                children[fd].read(fd)
 
     def _commit(self, place: int, task: str, answer: Answer, output: str) -> None:
         """Write the answer create-only; where another attempt was first, leave a record of the second run."""
@@ -246,6 +299,7 @@ class _Pack:
             self._leave(place, "second", task, Answer("second", b"", {"first": nonce}))
 
     def _leave_evidence(self, place: int, task: str, report: Report, code: int | None, output: str = "") -> None:
+        self.failed = True
         # A signal as a shell says it, since that is how backends say it as well.
         code = 128 - code if code is not None and code < 0 else code
         self._leave(place, "evidence", task, Answer("evidence", b"", {**report.fields, "exit_code": code}), output)

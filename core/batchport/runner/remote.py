@@ -43,6 +43,10 @@ class RemoteStore(Store):
         data: bytes | None = self._ask("get", key)
         return data
 
+    def get_range(self, key: str, start: int, length: int) -> bytes | None:
+        data: bytes | None = self._ask("get_range", key, start, length)
+        return data
+
     def exists(self, key: str) -> bool:
         return bool(self._ask("exists", key))
 

@@ -67,6 +67,28 @@ class Report(NamedTuple):
         return cls(Reason.PAYLOAD, f"the task's function or an argument is not in the store: {key}", "", _RESEND)
 
     @classmethod
+    def bad_code(cls, key: str, why: str) -> Report:
+        """Say that a zip of code that came along cannot be used; `why` goes on from its key."""
+        return cls(Reason.PAYLOAD, f"the code that came along, {key}, {why}", "", _RESEND)
+
+    @classmethod
+    def cannot_unzip(cls, error: OSError) -> Report:
+        """Say that the job's machine has no place for the code that came along."""
+        message = f"the code that came along cannot be unzipped in the job: {error}"
+        advice = "Point TMPDIR to a folder of the job's machine that has room, in the worker's `setup`"
+        return cls(Reason.ENVIRONMENT, message, _here(), advice)
+
+    @classmethod
+    def no_element(cls, variable: str, said: str, base: int, elements: int) -> Report:
+        """Say that this job is no element of its array, by what `variable` says; `said` is "" if it is not set."""
+        found = f"is {said!r}" if said else "is not set"
+        message = f"{variable} {found}, and so names none of the array's {elements} elements, counted from {base}"
+        advice = (
+            "The adapter's limits must say what the backend does: `array_index` is the variable, `array_base` the first"
+        )
+        return cls(Reason.ENVIRONMENT, message, _here(), advice)
+
+    @classmethod
     def not_a_pickle(cls, what: str, error: BaseException) -> Report:
         """Say that bytes that came whole are no pickle."""
         return cls(Reason.PAYLOAD, f"{what} is damaged: {error}", "", _RESEND)
@@ -98,7 +120,7 @@ class Report(NamedTuple):
         if isinstance(error, ModuleNotFoundError) and error.name:
             message = f"the job's Python has no module {error.name!r}, which {what} needs"
             advice = (
-                "Install it where the jobs run, in the job's Python; "
+                f"Send it along, code=[{error.name.partition('.')[0]}]; or install it in the job's Python; "
                 "or name the folder that holds it in the worker's `path`"
             )
         else:
