@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import copier
 import pytest
 
 Render = Callable[..., Path]
@@ -54,28 +53,41 @@ def test_each_method_of_the_skeleton_says_that_it_is_to_be_implemented(
         assert str(caught.value) == f"implement {method}"
 
 
-def test_an_update_keeps_the_adapter_and_renews_the_rest(
-    make_clone: Callable[[Path], Path], commit: Callable[[Path], None], tmp_path: Path
+# From below by the whole path: copier 9.19 does not take `..` once the template's adapter has changed.
+@pytest.mark.parametrize(("called_in", "project"), [("made", "."), (".", "made"), ("made/src", "{made}")])
+def test_an_update_equals_a_fresh_copy_and_keeps_the_adapter(
+    make_clone: Callable[[Path], Path], commit: Callable[[Path], None], tmp_path: Path, called_in: str, project: str
 ) -> None:
     source, made = make_clone(tmp_path / "source"), tmp_path / "made"
+
+    def copier_says(*arguments: str, folder: Path) -> None:
+        command = (sys.executable, "-m", "copier", *arguments, "--quiet", "--defaults", "--vcs-ref", "HEAD")
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
     # a relative path, as people type it: an update runs in another folder and has to find it all the same
-    subprocess.run(
-        (sys.executable, "-m", "copier", "copy", "--quiet", "--defaults", "--vcs-ref", "HEAD", "./source", "made"),
-        cwd=tmp_path,
-        check=True,
-    )
+    copier_says("copy", "./source", "made", folder=tmp_path)
     (adapter,) = made.glob("src/*/adapter.py")
     adapter.write_text("# the author's work\n", encoding="utf-8")
     commit(made)
     for path in (source / "template").rglob("*"):
-        if path.name in {"adapter.py", ".gitignore"}:
+        if path.name in {"adapter.py", ".gitignore", "README.md.jinja", "test_conformance.py.jinja"}:
             path.write_text("# new in the template\n", encoding="utf-8")
+    (source / "template/runner/Dockerfile.jinja").rename(source / "template/runner/Containerfile.jinja")
+    (source / "template/src/{{ package_name }}/added.py").write_text('"""Added."""\n', encoding="utf-8")
     commit(source)
 
-    copier.run_update(made, defaults=True, overwrite=True, quiet=True, vcs_ref="HEAD")
+    copier_says("update", project.format(made=made), folder=tmp_path / called_in)
 
-    assert adapter.read_text(encoding="utf-8") == "# the author's work\n"
-    assert (made / ".gitignore").read_text(encoding="utf-8") == "# new in the template\n"
+    copier_says("copy", "./source", "fresh", folder=tmp_path)
+    updated, fresh = files_of(made), files_of(tmp_path / "fresh")
+    assert updated.pop("src/my_backend/adapter.py") == b"# the author's work\n"
+    assert fresh.pop("src/my_backend/adapter.py") == b"# new in the template\n"
+    assert updated == fresh
+
+
+def files_of(project: Path) -> dict[str, bytes]:
+    paths = {str(path.relative_to(project)): path for path in project.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in paths.items() if not name.startswith(".git/")}
 
 
 def said_by(folder: Path, tool: str, *arguments: str) -> str:

@@ -16,6 +16,7 @@ from .options import Options
 class Adapter(BatchWorkerAdapterBase):
     """Puts jobs on one backend. Ids in, statuses out: it keeps no table of jobs and never retries."""
 
+    contract = 1  # the version of the contract that this is written for; raise it once you have read what is new
     options_type = Options
     limits = Limits(
         name_length=63,  # the longest job name that the backend takes, in characters
