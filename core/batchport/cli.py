@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import inspect
+import signal
 import sys
 from collections.abc import Awaitable
 from typing import Annotated, TypeVar
@@ -52,6 +53,8 @@ def demo(
         from batchport.demo import run_demo
     except ImportError as error:
         raise UsageError(f"the demo needs {error.name}; install it with: pip install 'batchport[demo]'") from error
+    # As Ctrl-C does, so that whatever ends the demo, its jobs and its folder go with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run_demo(keep=keep)
 
 

@@ -114,9 +114,14 @@ def _suite(console: Console, backend: Path, *, passes: bool) -> None:
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     with subprocess.Popen(command, cwd=backend, stdout=subprocess.PIPE, text=True, env=environment) as tests:
         assert tests.stdout is not None
-        for line in tests.stdout:
-            sys.stdout.write(f"    {line}")
-            sys.stdout.flush()
+        try:
+            for line in tests.stdout:
+                sys.stdout.write(f"    {line}")
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            tests.terminate()  # a terminal's Ctrl-C has reached it too; what ended only us has not
+            tests.wait()
+            raise
     if (tests.returncode == 0) is not passes:
         ended = "passed" if tests.returncode == 0 else f"ended with {tests.returncode}"
         raise BatchportError(f"the suite {ended}, where it should {'pass' if passes else 'fail'}: see above")

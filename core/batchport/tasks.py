@@ -78,11 +78,15 @@ class Failure:
 
     def __str__(self) -> str:
         """Return the failure as a person should read it: sentence, evidence, advice."""
-        lines = [f"{self.message} [{self.reason.value}]"]
+        lines = [f"{_sentence(self.message)} [{self.reason.value}]"]
         lines += [f"  | {line}" for line in self.evidence.strip().splitlines()]
         if self.advice:
-            lines.append(f"  -> {self.advice}")
+            lines.append(f"  -> {_sentence(self.advice)}")
         return "\n".join(lines)
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}{'' if words.endswith(('.', '?', '!')) else '.'}"
 
 
 @dataclass(frozen=True, slots=True)

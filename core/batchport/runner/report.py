@@ -19,6 +19,8 @@ __all__ = ["Report"]
 
 _EVIDENCE_LINES = 40
 _OWN_FRAMES = (f'  File "{Path(__file__).parent}/', '  File "<frozen runpy>"')
+_ALARM = "Timeout (0:"
+"""How faulthandler heads the stack of a task at its time limit, with a time that is no help to anybody."""
 _LONGEST = 64 << 10
 
 _RESEND = (
@@ -205,7 +207,7 @@ def _here() -> str:
 
 def _last(output: str) -> str:
     # faulthandler prints the whole stack, down to the runner's own frames.
-    lines = [line for line in output.splitlines() if not line.startswith(_OWN_FRAMES)]
+    lines = [line for line in output.splitlines() if not line.startswith((*_OWN_FRAMES, _ALARM))]
     return "\n".join(lines[-_EVIDENCE_LINES:])
 
 
