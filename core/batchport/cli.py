@@ -53,9 +53,14 @@ def demo(
         from batchport.demo import run_demo
     except ImportError as error:
         raise UsageError(f"the demo needs {error.name}; install it with: pip install 'batchport[demo]'") from error
-    # As Ctrl-C does, so that whatever ends the demo, its jobs and its folder go with it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _as_ctrl_c)
     run_demo(keep=keep)
+
+
+def _as_ctrl_c(number: int, _frame: object) -> None:
+    """End as Ctrl-C does, so that jobs and folder go too; a second signal must not break that off."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 @_app.command()

@@ -296,17 +296,22 @@ def _take_slots(folder: str, slots: int, wanted: int) -> list[int]:
     fcntl.flock(turnstile, fcntl.LOCK_EX)
     files = [os.open(f"{folder}/{slot}", os.O_RDWR | os.O_CREAT, 0o600) for slot in range(slots)]
     held: list[int] = []
-    while True:
-        for file in files:
-            if file not in held:
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    held.append(file)
-            if len(held) == wanted:
-                for other in {turnstile, *files} - {*held}:
-                    os.close(other)
-                return held
-        time.sleep(SLOT_POLL_S)
+    try:
+        while len(held) < wanted:
+            for file in files:
+                if file not in held and len(held) < wanted:
+                    with contextlib.suppress(BlockingIOError):
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        held.append(file)
+            if len(held) < wanted:
+                time.sleep(SLOT_POLL_S)
+    except Cancelled:  # an array may go on for a while until its elements have ended, and wants no more
+        held = []
+        raise
+    finally:
+        for other in {turnstile, *files} - {*held}:
+            os.close(other)
+    return held
 
 
 def _watch(job: Job, memory_mib: int, time_limit_s: int) -> tuple[str, str]:
@@ -405,6 +410,8 @@ def _run(folder: str, script: str, words: dict[str, object], limits: tuple[int, 
     job = Job(script, index)
     words |= {"job": job.pid, "job_born": birth(job.pid)}
     _write_record(folder, f"{where}, process {job.pid}", state="RUNNING", **words)
+    if os.path.exists(f"{folder}/cancel"):  # set before the record told whom to signal
+        os.kill(os.getpid(), signal.SIGTERM)
     reason, why = _watch(job, *limits)
     job.end(KILL_WAIT_S if reason in {"CANCELLED", "TIMEOUT"} else 0)
     words["exit_code"], how = _ending(job.status or 0)

@@ -147,9 +147,11 @@ class LocalAdapter(BatchWorkerAdapterBase):
         return int(record["size"]) if record and int(record["size"]) > 1 else 0
 
     def _living(self) -> int:
-        statuses = self.poll_jobs([folder.name for folder in self.jobs.iterdir()])
-        plain = [status for status in statuses if not status.state.is_final and not self._size(status.job_id)]
-        return len(plain)
+        records = {folder.name: _supervisor.read_record(str(folder)) for folder in self.jobs.iterdir()}
+        # Most have ended, and need no second look.
+        living = [name for name, record in records.items() if record and record["state"] not in _supervisor.FINAL]
+        statuses = [status for status in self.poll_jobs(living) if not status.state.is_final]
+        return sum(not self._size(status.job_id) for status in statuses)
 
     def _status(self, job_id: str) -> JobStatus | None:
         name = job_id.partition(":")[0]
