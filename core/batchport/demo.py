@@ -11,6 +11,7 @@ import ast
 import importlib
 import inspect
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -39,12 +40,15 @@ __all__ = ["run_demo"]
 _PACKAGE = "my_backend"
 _FILES_PER_JOB = 60
 _METHODS = ("submit_job", "poll_jobs", "cancel_job")
-_HELPERS = ("open", "_status", "_refuse", "_unusable")
+
+
+def _is_helper(name: str, each: object) -> bool:
+    return re.match(r"_[a-z]", name) is not None and inspect.isfunction(each)
+
+
+_HELPERS = ("open", "element_id", *(name for name, each in vars(local.LocalAdapter).items() if _is_helper(name, each)))
 """What LocalAdapter's three methods call of their own class."""
-_AT_HOME = (
-    *("BackendUnusableError", "JobState", "KEPT_S", "Path", "Reason", "RejectedJobError", "Resources", "os"),
-    *("suppress", "tempfile", "_memory_mib", "_remove_ended", "_supervisor", "_usable_cpus"),
-)
+_AT_HOME = [name for name in vars(local) if re.match(r"_?[A-Za-z]", name) and name != "annotations"]
 """What those take from their own module."""
 
 
@@ -137,7 +141,7 @@ def _fill_in(console: Console, package: Path) -> None:
         lines[start:end] = sources[method].splitlines()
     text = "\n".join([*lines, ""])
     # They are at home in LocalAdapter's module, and need what it has at hand.
-    at_home = f"from {local.__name__} import *\nfrom {local.__name__} import {', '.join(_AT_HOME)}"
+    at_home = f"from {local.__name__} import {', '.join(_AT_HOME)}"
     own = "from .options import Options\n"
     adapter.write_text(text.replace(own, f"{own}\n{at_home}\n"), encoding="utf-8")
     (package / "options.py").write_text(f"from {local.__name__} import Options as Options\n", encoding="utf-8")
