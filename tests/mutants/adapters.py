@@ -1,19 +1,23 @@
 """Broken copies of LocalAdapter, each with one defect that real adapters have had.
 
-`test_adapters.py` runs the conformance suite on them, to prove that each defect is seen, and by which case.
+`test_adapters.py` proves that each defect is seen by the case that is about it, and `matrix.py` prints which
+other cases see it.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from batchport.backends import _supervisor
 from batchport.backends.local import LocalAdapter, Options
 from batchport.errors import Reason, RejectedJobError
-from batchport.jobs import JobSpec, JobState, JobStatus, Resources
+from batchport.jobs import Check, JobSpec, JobState, JobStatus, Resources
 from batchport.testing import Backend
 
 __all__ = ["CONTROL", "MUTANTS", "Mutant", "backend"]
@@ -424,3 +428,207 @@ class InspectsOtherwise(Mutant):
     def inspect_job(self, job_id: str) -> JobStatus | None:
         status = super().inspect_job(job_id)
         return replace(status, state=JobState.RUNNING) if status else None
+
+
+@killed_by("a_living_job_can_be_inspected")
+class InspectsTooSoon(Mutant):
+    """A job that still runs is told about as one that failed."""
+
+    def inspect_job(self, job_id: str) -> JobStatus | None:
+        status = super().inspect_job(job_id)
+        return replace(status, state=JobState.FAILED) if status else None
+
+
+@killed_by("polling_nothing_gives_nothing")
+class CannotPollNothing(Mutant):
+    """An empty list of ids makes a command line that the backend refuses."""
+
+    def poll_jobs(self, job_ids: Sequence[str]) -> Iterable[JobStatus]:
+        assert job_ids, "squeue: error: Unrecognized option: -j"
+        return super().poll_jobs(job_ids)
+
+
+@killed_by("the_command_arrives_unchanged")
+class SplitsWords(Mutant):
+    """Words of the command are split at commas on the way."""
+
+    def submit_job(self, job: JobSpec) -> str:
+        return super().submit_job(replace(job, command=tuple(" ".join(job.command).replace(",", " ").split())))
+
+
+@killed_by("a_name_submitted_twice_is_seen")
+class HidesSecondJob(Mutant):
+    """A second job of one name is made, and cannot be found by that name."""
+
+    def submit_job(self, job: JobSpec) -> str:
+        taken = any(super().find_jobs([job.name]))
+        return super().submit_job(replace(job, name=f"{job.name}-2") if taken else job)
+
+
+@killed_by("a_living_job_is_found_by_its_name")
+class FindsOnlyEnded(Mutant):
+    """A job is found by its name only once it is in the archive."""
+
+    def find_jobs(self, names: Sequence[str]) -> Iterable[tuple[str, str]]:
+        return [(name, job_id) for name, job_id in super().find_jobs(names) if self.is_over(job_id)]
+
+
+@killed_by("a_fresh_adapter_finds_the_jobs_of_another")
+class FindsOnlyItsOwn(Mutant):
+    """Only names that this very adapter has submitted are found."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.names: set[str] = set()
+
+    def submit_job(self, job: JobSpec) -> str:
+        self.names.add(job.name)
+        return super().submit_job(job)
+
+    def find_jobs(self, names: Sequence[str]) -> Iterable[tuple[str, str]]:
+        return super().find_jobs([name for name in names if name in self.names])
+
+
+@killed_by("cancelling_twice_is_silent")
+class CannotCancelTwice(Mutant):
+    """Cancelling a job that was cancelled already raises."""
+
+    def cancel_job(self, job_id: str) -> None:
+        if (self._folder(job_id) / "cancel").exists():
+            raise LookupError(f"job {job_id} is being cancelled")
+        super().cancel_job(job_id)
+
+
+@killed_by("cancelling_ends_a_job_that_does_not_listen")
+class AsksOnly(Mutant):
+    """A cancel is a SIGTERM to the job, and nothing follows it."""
+
+    control = "test_a_cancelled_job_is_no_success"
+
+    def cancel_job(self, job_id: str) -> None:
+        record = _supervisor.read_record(str(self._folder(job_id))) or {}
+        if "job" in record and record["state"] not in _supervisor.FINAL:
+            os.killpg(int(record["job"]), signal.SIGTERM)
+
+
+@killed_by("what_jobs_need_is_in_place")
+class DoubtsItself(Mutant):
+    """check() finds fault with a backend on which jobs run."""
+
+    def check(self) -> Iterable[Check]:
+        return [Check("the queue", False, "ask the administrator")]
+
+
+@dataclass
+class Changeable:
+    """Options as they must not be."""
+
+    folder: str = field(default="")
+
+
+@killed_by("options_are_a_frozen_dataclass")
+class HasChangeableOptions(Mutant):
+    """The options are a dataclass that anybody may change."""
+
+    options_type = Changeable  # type: ignore[assignment]  # that is the defect
+
+
+@killed_by("indices_count_from_array_base")
+class CountsFromOne(Mutant):
+    """Indices are said to count from one, and count from nought."""
+
+    limits = replace(LocalAdapter.limits, array_base=1)
+
+
+@killed_by("each_element_runs_once", "a_map_runs_as_an_array")
+class GivesOneIndexToAll(Mutant):
+    """Every element is told that it is the first."""
+
+    def submit_job(self, job: JobSpec) -> str:
+        return super().submit_job(replace(job, setup=f"export {_supervisor.INDEX}=0") if job.size > 1 else job)
+
+
+@killed_by("an_array_of_full_size_ends")
+class CutsArrays(Mutant):
+    """Elements beyond the tenth are dropped, although `limits.array_size` allows them."""
+
+    def submit_job(self, job: JobSpec) -> str:
+        return super().submit_job(replace(job, size=min(job.size, 10)))
+
+
+@killed_by("elements_fates_are_told_apart")
+class GivesAllTheArraysVerdict(Mutant):
+    """Each element is reported as its array is: one failure fails all."""
+
+    def poll_jobs(self, job_ids: Sequence[str]) -> Iterable[JobStatus]:
+        arrays = {job_id: job_id.partition(":")[0] for job_id in job_ids}
+        said = {status.job_id: status for status in super().poll_jobs(sorted({*arrays.values()}))}
+        return [replace(said[array], job_id=each) for each, array in arrays.items() if array in said]
+
+
+@killed_by("elements_fates_are_told_apart")
+class LosesElementsExitCode(Mutant):
+    """The exit code of an element is not reported."""
+
+    def report(self, status: JobStatus) -> JobStatus:
+        return replace(status, exit_code=None) if ":" in status.job_id else status
+
+
+@killed_by("elements_are_reported_by_their_ids")
+class NamesElementsOtherwise(Mutant):
+    """`element_id` is not how the backend names an element."""
+
+    def element_id(self, job_id: str, index: int) -> str:
+        return f"{job_id}[{index}]"
+
+    def poll_jobs(self, job_ids: Sequence[str]) -> Iterable[JobStatus]:
+        known = [job_id for job_id in job_ids if "[" not in job_id]
+        elements = [f"{job_id}:{index}" for job_id in known for index in range(self._size(job_id))]
+        return super().poll_jobs([*known, *elements])
+
+
+@killed_by("an_array_is_over_when_its_last_element_is")
+class EndsWithFirstElement(Mutant):
+    """An array is reported as over once one of its elements is."""
+
+    def report(self, status: JobStatus) -> JobStatus:
+        elements = [LocalAdapter.element_id(self, status.job_id, index) for index in range(self._size(status.job_id))]
+        over = not status.state.is_final and any(map(self.is_over, elements))
+        return replace(status, state=JobState.SUCCEEDED) if over else status
+
+
+@killed_by("cancelling_one_element_leaves_the_others", "one_task_of_a_map_is_cancelled")
+class CancelsWholeArray(Mutant):
+    """The cancel of one element cancels its array."""
+
+    def cancel_job(self, job_id: str) -> None:
+        super().cancel_job(job_id.partition(":")[0])
+
+
+@killed_by("cancelling_an_array_ends_all_its_elements")
+class CancelsFirstElement(Mutant):
+    """The cancel of an array cancels its first element."""
+
+    def cancel_job(self, job_id: str) -> None:
+        super().cancel_job(self.element_id(job_id, 0) if self._size(job_id) else job_id)
+
+
+@killed_by("an_array_is_found_once_by_its_name")
+class FindsElements(Mutant):
+    """An array is found by its name once for each element."""
+
+    def find_jobs(self, names: Sequence[str]) -> Iterable[tuple[str, str]]:
+        for name, job_id in super().find_jobs(names):
+            yield from [(name, self.element_id(job_id, index)) for index in range(self._size(job_id))] or [
+                (name, job_id)
+            ]
+
+
+@killed_by("the_log_of_a_failed_element_is_evidence")
+class ShowsArraysLog(Mutant):
+    """An element's log is looked for where its array has one, and that is empty."""
+
+    def inspect_job(self, job_id: str) -> JobStatus | None:
+        status = super().inspect_job(job_id.partition(":")[0])
+        own = next(iter(self.poll_jobs([job_id])), None)
+        return replace(own, evidence=status.evidence) if own and status else own

@@ -1,85 +1,67 @@
-"""The conformance suite sees every defect of the broken adapters, by the cases that are named for it."""
+"""The conformance suite sees the defect of each broken adapter, by the case that is about it."""
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
-import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.mutants.adapters import CONTROL, MUTANTS, Mutant
+from tests.mutants.adapters import CONTROL, MUTANTS, Mutant, backend
 
-ROOT = Path(__file__).parents[2]
+from batchport.testing import BackendConformance
+from batchport.testing.bench import Bench
+from batchport.testing.desk import Desk
+
+PATIENCE_S, LITTLE_PATIENCE_S = 30, 4
+"""How long a case waits that must pass, and one that must fail: it may well do so by waiting in vain."""
 AT_ONCE = 6
-"""Runs at the same time; each of them mostly waits."""
+"""Adapters that are tried at the same time; most of them wait for nothing."""
 
-ASSERTED = re.compile(r"failure: (AssertionError|assert |Failed: (?!Timeout))")
-
-SUITE = """
-import pytest
-from batchport.testing import Backend, BackendConformance
-from tests.mutants import adapters
-
-class TestConformance(BackendConformance):
-    patience_s = 6
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def backend(cls, tmp_path_factory: pytest.TempPathFactory) -> Backend:
-        return adapters.backend(adapters.{mutant}, tmp_path_factory.mktemp("mutant"))
-"""
+GROUPS = [
+    group for group in BackendConformance.__bases__ if any(hasattr(group, cases[0]) for cases in MUTANTS.values())
+]
 
 
-def run(mutant: type[Mutant], cases: tuple[str, ...], folder: Path) -> dict[str, str]:
-    """Run these cases on a broken adapter; return what became of each: passed, failed, or else in pytest's words.
+def run(kind: type[Mutant], case: str, folder: Path, patience_s: float) -> str:
+    """Run one case on an adapter, without a pytest of its own; return "passed", or by what it failed.
 
-    "failed" is said only of an assertion, or of a wait that was in vain; not of a stray exception or a time-out.
+    "failed" is said only of an assertion, or of a wait that was in vain; any other exception passes.
     """
-    suite, report = folder / "test_mutant.py", folder / "report.xml"
-    suite.write_text(SUITE.format(mutant=mutant.__name__))
-    argv = [sys.executable, "-m", "pytest", "-c", os.devnull, f"--rootdir={folder}", f"--basetemp={folder / 'tmp'}"]
-    argv += ["-p", "batchport.testing.plugin", "-p", "pytest_timeout", "--timeout=50", "-q", f"--junitxml={report}"]
-    argv += [f"{suite}::TestConformance::{case}" for case in cases]
-    # No plugin but those that are named: pytest starts twice as fast.
-    env = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    ended = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert report.exists(), ended.stdout + ended.stderr
-    outcomes = {}
-    for case in ET.parse(report).iter("testcase"):
-        bad = next((child for child in case if child.tag in {"failure", "error", "skipped"}), None)
-        words = "passed" if bad is None else f"{bad.tag}: {bad.attrib['message']}"
-        outcomes[case.attrib["name"]] = "failed" if ASSERTED.match(words) else words
-    return outcomes
+    here = backend(kind, folder)
+    with Desk(here.adapter(), patience_s) as desk:
+        bench = Bench(here, desk, patience_s)
+        try:
+            getattr(BackendConformance(), case)(bench)
+        except (AssertionError, pytest.fail.Exception):
+            return "failed"
+        finally:
+            bench.end()
+    return "passed"
 
 
-@pytest.fixture(scope="module")
-def outcomes(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Mapping[type[Mutant], Future[dict[str, str]]]]:
-    """Run all mutants that are asked for, some at the same time: a defect often shows in waiting for nothing."""
-    callspecs = [getattr(item, "callspec", None) for item in request.session.items]
-    wanted = [each.params["mutant"] for each in callspecs if each and "mutant" in each.params]
+def defects(mutant: type[Mutant], folder: Path) -> dict[str, str]:
+    """Return what became of the cases named for a broken adapter, and of one that does not meet its defect."""
+    outcomes = {case: run(mutant, case, folder / mutant.__name__, LITTLE_PATIENCE_S) for case in MUTANTS[mutant]}
+    return outcomes | {mutant.control: run(mutant, mutant.control, folder / mutant.__name__, PATIENCE_S)}
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.__name__)
+def test_broken_adapters_fail_the_cases_that_are_about_their_defects(group: type, tmp_path: Path) -> None:
+    mutants = [mutant for mutant, cases in MUTANTS.items() if hasattr(group, cases[0])]
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        yield {
-            mutant: threads.submit(run, mutant, (*MUTANTS[mutant], mutant.control), tmp_path_factory.mktemp("mutant"))
-            for mutant in MUTANTS
-            if mutant in wanted
-        }
+        outcomes = dict(zip(mutants, threads.map(lambda mutant: defects(mutant, tmp_path), mutants), strict=True))
+    assert outcomes == {
+        mutant: dict.fromkeys(MUTANTS[mutant], "failed") | {mutant.control: "passed"} for mutant in mutants
+    }
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
-def test_a_broken_adapter_fails_the_cases_named_for_its_defect(
-    mutant: type[Mutant], outcomes: Mapping[type[Mutant], Future[dict[str, str]]]
-) -> None:
-    wanted = dict.fromkeys(MUTANTS[mutant], "failed") | {mutant.control: "passed"}
-    assert outcomes[mutant].result() == wanted
+def test_the_cases_pass_on_an_adapter_that_is_not_broken(tmp_path: Path) -> None:
+    cases = sorted({case for killing in MUTANTS.values() for case in killing} | {CONTROL})
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        outcomes = threads.map(lambda case: run(Mutant, case, tmp_path / case, PATIENCE_S), cases)
+        assert dict(zip(cases, outcomes, strict=True)) == dict.fromkeys(cases, "passed")
 
 
-def test_the_control_passes_on_an_adapter_that_is_not_broken(tmp_path: Path) -> None:
-    cases = tuple(sorted({case for killing in MUTANTS.values() for case in killing} | {CONTROL}))
-    assert set(run(Mutant, cases, tmp_path).values()) == {"passed"}
+def test_every_broken_adapter_has_its_turn() -> None:
+    assert all(any(hasattr(group, cases[0]) for group in GROUPS) for cases in MUTANTS.values())
+    assert len(MUTANTS) >= 25

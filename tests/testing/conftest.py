@@ -3,10 +3,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.lab.listed import pytest_runtest_makereport
+
+__all__ = ["pytest_runtest_makereport", "run_suite"]
 
 SUITE = """
 import sys
@@ -24,15 +27,6 @@ class TestConformance(BackendConformance):
         options = Options(folder=str(folder / "jobs"), slots=3)
         return Backend(adapter=lambda: Adapter(options), store=str(folder / "store"), python=sys.executable)
 """
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Fail a case that is not run on the embedded backend: it can do all, so nothing else here would prove it."""
-    report = yield
-    if report.skipped and item.path.name == "test_local.py":
-        report.outcome, report.longrepr = "failed", f"must be run here, and was not: {report.longrepr}"
-    return report
 
 
 @pytest.fixture

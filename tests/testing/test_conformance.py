@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 import pytest
+from tests.testing.conftest import SUITE
 
 from batchport.errors import UsageError
 from batchport.testing import BackendConformance
@@ -76,15 +77,16 @@ def test_an_adapter_that_cannot_be_opened_fails_one_case_with_its_own_words(run_
 def test_the_summary_names_the_cases_that_were_not_run_and_why(run_suite: Callable[..., str]) -> None:
     minimal = """
 from batchport.backends.local import LocalAdapter, Options
-from batchport import BatchWorkerAdapterBase
+from batchport import BatchWorkerAdapterBase, Limits
 
 class Adapter(LocalAdapter):
+    limits = Limits(name_length=64, inline_bytes=0)
     find_jobs = BatchWorkerAdapterBase.find_jobs
     inspect_job = BatchWorkerAdapterBase.inspect_job
 """
     printed = run_suite(minimal, "-k", "found or inspect or refused or test_a_job_runs_once")
     summary = printed[printed.index("conformance: test_conformance.py::TestConformance") :]
-    assert "not run here: 6 of 7 cases\n" in summary
+    assert "not run here: 7 of 8 cases\n" in summary
     assert (
         "- Backend.refused is None: it names no resources that the backend refuses\n"
         "    test_resources_it_cannot_give_are_refused_in_words\n"
@@ -93,7 +95,34 @@ class Adapter(LocalAdapter):
         "- inspect_job is not overridden: the backend has no more to tell than poll_jobs does\n"
         "    test_inspecting_agrees_with_polling, test_a_living_job_can_be_inspected,\n"
         "    test_inspecting_an_unknown_job_tells_nothing\n"
+        "- limits.array_size is 1: this backend has no arrays\n"
+        "    test_an_array_is_found_once_by_its_name\n"
     ) in summary
+
+
+def test_a_case_that_is_newer_than_the_adapter_s_contract_is_reported_and_not_failed(
+    run_suite: Callable[..., str],
+) -> None:
+    adapter = (
+        "from batchport.backends.local import LocalAdapter, Options\nclass Adapter(LocalAdapter):\n    contract = 1\n"
+    )
+    newer = """
+    from batchport.testing.cases.base import since
+
+    @since(2)
+    def test_jobs_are_pink(self, bench) -> None:
+        raise AssertionError("they are not")
+
+    @since(1)
+    def test_jobs_are_grey(self, bench) -> None:
+        pass
+"""
+    printed = run_suite(adapter, "-k", "test_jobs_are", suite=SUITE + newer)
+    assert "1 passed, 1 skipped" in printed
+    assert (
+        "not run here: 1 of 2 cases\n- holds since contract 2; this adapter was written for 1\n    test_jobs_are_pink\n"
+        in (printed)
+    )
 
 
 def test_a_failed_assert_of_the_suite_shows_its_values(run_suite: Callable[..., str]) -> None:
@@ -149,4 +178,4 @@ def test_a_suite_without_a_backend_says_what_to_define(run_suite: Callable[..., 
 def test_every_case_says_in_a_sentence_what_must_hold() -> None:
     docs = {name: (getattr(BackendConformance, name).__doc__ or "").strip() for name in CASES}
     assert not [name for name, doc in docs.items() if not doc.endswith(".") or "\n" in doc]
-    assert len(set(docs.values())) == len(CASES) >= 34
+    assert len(set(docs.values())) == len(CASES) >= 50

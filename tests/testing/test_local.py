@@ -14,6 +14,8 @@ from batchport.testing import Backend, BackendConformance
 class TestConformance(BackendConformance):
     """The embedded backend, with fewer slots than some cases have jobs."""
 
+    listed_as = "local"
+
     @pytest.fixture(scope="class")
     @classmethod
     def backend(cls, tmp_path_factory: pytest.TempPathFactory) -> Backend:

@@ -20,6 +20,10 @@ MISSING = (
 )
 
 
+_NOT_THE_READERS = {"CI", "PYTEST_ADDOPTS", "VIRTUAL_ENV"}
+"""With CI set, pytest prints more than the page shows."""
+
+
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[Mapping[str, str]]:
     """Return an environment with a queue whose server ends with the test, and with uv and copier on PATH."""
@@ -28,7 +32,7 @@ def environment(tmp_path: Path) -> Iterator[Mapping[str, str]]:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(MISSING)
     (tmp_path / "output").mkdir()
     ours = {
-        **{name: value for name, value in os.environ.items() if name not in {"VIRTUAL_ENV", "PYTEST_ADDOPTS"}},
+        **{name: value for name, value in os.environ.items() if name not in _NOT_THE_READERS},
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "UV_PYTHON": sys.executable,
         "TS_SOCKET": str(tmp_path / "queue"),

@@ -46,7 +46,9 @@ def test_the_finished_adapter_passes_the_suite_on_a_queue_of_two_slots(
     command = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:xdist")
     done = subprocess.run(command, cwd=scaffold, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    not_run = re.findall(r"^    (test_\w+.*)$", done.stdout, re.MULTILINE)
+    # tsp has no arrays, and so none of the cases about them.
+    summary = re.sub(r"^- limits\.array_size is 1.*\n(?:    .*\n)+", "", done.stdout, flags=re.MULTILINE)
+    not_run = re.findall(r"^    (test_\w+.*)$", summary, re.MULTILINE)
     assert not_run == ["test_many_are_cancelled_at_once", "test_a_memory_limit_is_told_from_a_crash"], done.stdout
 
 

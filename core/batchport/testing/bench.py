@@ -75,14 +75,20 @@ class Bench:
         name: str | None = None,
         env: Mapping[str, str] | None = None,
         resources: Resources | None = None,
+        size: int = 1,
     ) -> tuple[JobSpec, Marks]:
-        """Return a job that would take these steps (see `probe.STEPS`), and where it would leave its marks."""
+        """Return a job that would take these steps (see `probe.STEPS`), and where it would leave its marks.
+
+        With a `size` above 1 it is an array, each element of which takes the steps and marks its index.
+        """
         marks = self.marks()
+        if size > 1:
+            steps = (f"index={self.desk.adapter.limits.array_index}", *steps)
         # So that a run which is killed leaves nothing for long.
         held = [f"hold={4 * self.patience_s:g}" if step == "hold" else step for step in steps]
         command = (self.backend.python, "-m", "batchport.testing.probe", marks.url, marks.key, *held)
         name = name or f"probe-{marks.key}"
-        return JobSpec(name, "probe", command, dict(env or {}), resources or Resources()), marks
+        return JobSpec(name, "probe", command, dict(env or {}), resources or Resources(), size), marks
 
     def submit(self, *steps: str, **more: Any) -> Job:
         """Submit a probe that takes these steps; `more` is as for `probe`."""
@@ -118,17 +124,45 @@ class Bench:
             time.sleep(pause)
             pause = min(pause * 1.3, 1.0)
 
-    def marked(self, job: Job, label: str) -> Mark:
-        """Wait for a job's mark, and return it."""
+    def marked(self, job: Job, label: str, index: int | None = None) -> Mark:
+        """Wait for a job's mark, and return it; for that of the element `index`, counted from 0, if one is given."""
+        base = self.desk.adapter.limits.array_base
+        whose = f"job {job.id}" if index is None else f"element {index} of job {job.id}"
         return self.until(
-            f"job {job.id} to leave its mark {label!r}",
-            lambda: next(iter(job.marks.read(label)), None),
+            f"{whose} to leave its mark {label!r}",
+            lambda: next(
+                (
+                    mark
+                    for mark in job.marks.read(label)
+                    if index is None or mark.env["PROBE_INDEX"] == str(base + index)
+                ),
+                None,
+            ),
             lambda: f"the backend says {self.status(job)}",
         )
 
     def status(self, job: Job) -> JobStatus | None:
         """Return what the backend says of a job now; None if it does not mention it."""
         return self.desk.poll([job.id]).get(job.id)
+
+    def element_ids(self, array: Job) -> list[str]:
+        """Return how the backend names the elements of an array, by the adapter's word."""
+        return [self.desk.adapter.element_id(array.id, index) for index in range(array.spec.size)]
+
+    def elements(self, array: Job) -> list[JobStatus | None]:
+        """Return what the backend says of each element now: by its own status, else by that of the whole array."""
+        ids = self.element_ids(array)
+        said = self.desk.poll([array.id], *ids)
+        return [said.get(each, said.get(array.id)) for each in ids]
+
+    def fates(self, array: Job) -> list[JobStatus]:
+        """Wait for the end of an array, and return how each element ended, as the backend says if asked about it."""
+        self.verdict(array)
+        ids = self.element_ids(array)
+        size, said = self.desk.adapter.limits.poll_batch or len(ids), self.desk.poll([array.id], *ids)
+        for start in range(0, len(ids), size):
+            said |= self.desk.poll(ids[start : start + size])
+        return [said.get(each, said[array.id]) for each in ids]
 
     def verdict(self, job: Job) -> JobStatus:
         """Wait until the backend reports a job's end, and return how."""

@@ -6,6 +6,7 @@ Subclassed in the tests of each backend; see `batchport.testing` for how.
 from __future__ import annotations
 
 from batchport.errors import UsageError
+from batchport.testing.cases.arrays import ArrayCases
 from batchport.testing.cases.cancelling import CancellingCases
 from batchport.testing.cases.evidence import EvidenceCases
 from batchport.testing.cases.finding import FindingCases
@@ -19,7 +20,14 @@ __all__ = ["BackendConformance"]
 
 # pytest runs the cases of the last base first.
 class BackendConformance(
-    WorkingCases, EvidenceCases, FindingCases, CancellingCases, PollingCases, SubmittingCases, StartingCases
+    WorkingCases,
+    ArrayCases,
+    EvidenceCases,
+    FindingCases,
+    CancellingCases,
+    PollingCases,
+    SubmittingCases,
+    StartingCases,
 ):
     """What every backend must do. Subclass it, and define the fixture `backend`, of scope class.
 

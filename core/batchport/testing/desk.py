@@ -52,10 +52,13 @@ class Desk:
     def submit(self, job: JobSpec) -> str:
         return self._run(self._calls.submit_job(job))
 
-    def poll(self, job_ids: Sequence[str]) -> dict[str, JobStatus]:
-        """Return what poll_jobs says of these jobs, by id; what it says of others is left out, as by the worker."""
+    def poll(self, job_ids: Sequence[str], *also: str) -> dict[str, JobStatus]:
+        """Return what poll_jobs says of these jobs, by id, and of those in `also`, which are not asked about.
+
+        What it says of others is left out, as by the worker.
+        """
         answer = self._run(self._calls.poll_jobs(job_ids))
-        return {status.job_id: status for status in answer if status.job_id in job_ids}
+        return {status.job_id: status for status in answer if status.job_id in {*job_ids, *also}}
 
     def cancel(self, *job_ids: str) -> None:
         """Cancel these jobs, one call for each."""

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import pickle
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,9 +19,11 @@ from batchport.jobs import Resources
 from batchport.store import Keys, open_store
 from batchport.tasks import Blob, Failure, Outcome, Task
 from batchport.testing.backend import Backend
+from batchport.testing.bench import Bench
+from batchport.testing.marks import Mark, Marks
 from batchport.worker import BatchWorker
 
-__all__ = ["POLL_S", "Host"]
+__all__ = ["POLL_S", "Host", "run"]
 
 POLL_S = 0.5
 """How often, in seconds, the worker polls while there is news."""
@@ -102,11 +104,16 @@ class Host:
                 pytest.fail(f"waited {self._patience_s:g} s for {what}; last seen: {self.worker.counts}")
             await asyncio.sleep(0.05)
 
+    async def marked(self, task_id: str, marks: Marks) -> Mark:
+        """Wait until a task that runs `functions.hold` with these marks runs, and return the mark of its process."""
+        await self.until(f"task {task_id} to leave its mark", lambda: bool(marks.read("run")))
+        return marks.read("run")[0]
+
     def left_in_store(self) -> list[str]:
         """Return the keys of all that the worker's tasks have in the store."""
         keys = Keys(self.name)
         folders = {keys.out, *(key.rpartition("/")[0] for key in (keys.manifest(""), keys.job_id(""), keys.blob("")))}
-        folders.add(keys.stop("", 0).rpartition("/")[0])
+        folders |= {keys.array("").rpartition("/")[0], keys.stop("", 0).rpartition("/")[0]}
         return [f"{folder}/{name}" for folder in sorted(folders) for name in self.store.names(folder)]
 
     def job_ids(self) -> list[str]:
@@ -116,3 +123,13 @@ class Host:
 
     async def _deliver(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
+
+
+def run(case: Callable[[Host], Coroutine[Any, Any, None]], bench: Bench, *, tasks_per_job: int = 1) -> None:
+    """Run a case with a host of its own."""
+
+    async def with_host() -> None:
+        async with Host(bench.backend, bench.patience_s, tasks_per_job=tasks_per_job) as host:
+            await case(host)
+
+    asyncio.run(with_host())

@@ -33,6 +33,17 @@ def _sleep(marks: Marks, seconds: str) -> None:
     marks.hold(float(seconds), gate="none")
 
 
+def _index(_marks: Marks, variable: str) -> None:
+    """Have all marks hold the value of this variable, in which the backend tells an element its index."""
+    os.environ["PROBE_INDEX"] = os.environ.get(variable, "")
+
+
+def _only(_marks: Marks, index: str) -> None:
+    """Take the other steps only as the element of this index; all others end here, and well."""
+    if os.environ["PROBE_INDEX"] != index:
+        sys.exit()
+
+
 def _print(_marks: Marks, word: str) -> None:
     """Print a line."""
     print(word, flush=True)  # noqa: T201 - into the job's log
@@ -71,6 +82,8 @@ STEPS: Mapping[str, Callable[[Marks, str], None]] = {
     "mark": Marks.leave,
     "hold": _hold,
     "sleep": _sleep,
+    "index": _index,
+    "only": _only,
     "print": _print,
     "exit": _exit,
     "kill": _kill,

@@ -1,14 +1,16 @@
 """Cases: the fixtures that all cases share.
 
 Inherited by each group of cases. `bench` is what a case asks for; it skips until all three methods are there.
+A case holds since version 1 of the adapter contract, unless `since` says otherwise: a case that is stricter
+than the contract was, or about something new in it, must not fail an adapter that was right when it was written.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 
@@ -16,9 +18,24 @@ from batchport.testing.backend import Backend
 from batchport.testing.bench import Bench
 from batchport.testing.desk import Desk
 
-__all__ = ["Cases"]
+__all__ = ["Cases", "since"]
 
 METHODS = ("submit_job", "poll_jobs", "cancel_job")
+
+_Case = TypeVar("_Case", bound=Callable[..., Any])
+
+
+def since(contract: int) -> Callable[[_Case], _Case]:
+    """Say of a case since which version of the adapter contract it holds.
+
+    On an adapter that states an older one it is not run, and the summary says so.
+    """
+
+    def mark(case: _Case) -> _Case:
+        case.since = contract  # type: ignore[attr-defined]  # a function holds what is put there
+        return case
+
+    return mark
 
 
 class Cases:
@@ -47,6 +64,15 @@ class Cases:
             return
         yield desk
         desk.__exit__()
+
+    @pytest.fixture(autouse=True)
+    def _is_owed(self, request: pytest.FixtureRequest) -> None:
+        """Leave out a case that is newer than the contract for which the adapter was written."""
+        if (needed := getattr(request.function, "since", 1)) == 1:
+            return
+        adapter = request.getfixturevalue("desk").adapter
+        if needed > adapter.contract:
+            pytest.skip(f"holds since contract {needed}; this adapter was written for {adapter.contract}")
 
     @pytest.fixture(scope="class")
     @classmethod
