@@ -10,6 +10,7 @@ import threading
 import time
 import tracemalloc
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from pathlib import Path
@@ -177,7 +178,7 @@ def test_map_gives_results_in_the_order_of_its_arguments(executor: BatchExecutor
 def test_map_runs_chunksize_calls_in_one_task(make_executor: Make) -> None:
     with make_executor() as executor:
         assert list(executor.map(lambda a, b: a + b, range(10), range(10), chunksize=4)) == list(range(0, 20, 2))
-    assert (executor.counts.jobs, executor.counts.done) == (3, 3)
+    assert executor.counts.done == 3
 
 
 def test_map_pickles_the_function_once(executor: BatchExecutor) -> None:
@@ -323,14 +324,19 @@ def test_many_threads_may_submit_at_once(make_executor: Make) -> None:
 
 
 def test_a_thousand_calls_go_in_packs_and_in_order(make_executor: Make) -> None:
+    def where(number: int) -> tuple[tuple[str, str | None], int]:
+        return (os.environ["BATCHPORT_JOB"], os.environ.get("BATCHPORT_LOCAL_INDEX")), number
+
     with make_executor(tasks_per_job=250) as executor:
-        futures = [executor.submit(lambda x: (os.environ["BATCHPORT_JOB"], x), number) for number in range(1000)]
+        futures = [executor.submit(where, number) for number in range(1000)]
         results = [future.result() for future in futures]
     assert [number for _, number in results] == list(range(1000))
-    jobs = [job for job, _ in results]
-    assert all(len(set(jobs[start : start + 250])) == 1 for start in range(0, 1000, 250))
+    elements = Counter(element for element, _ in results)
+    assert max(elements.values()) == 250
+    assert len(elements) <= 8, "the packs are smaller than they need be"
     counts = executor.counts
-    assert (counts.done, counts.failed, counts.jobs, counts.backend_calls["submit_job"]) == (1000, 0, 4, 4)
+    assert (counts.done, counts.failed) == (1000, 0)
+    assert counts.backend_calls["submit_job"] == counts.jobs <= 4
 
 
 def test_equal_large_arguments_wait_in_memory_once(make_executor: Make) -> None:

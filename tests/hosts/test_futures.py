@@ -86,7 +86,7 @@ def test_a_process_that_dies_arrives_as_a_failure_with_evidence_and_advice(execu
     error = failure_of(executor, die)
     assert error.failure.reason is Reason.RUNNER_CRASH
     assert (
-        str(error).splitlines()[0] == "the task's process ended with exit code 9 before the function returned [crash]"
+        str(error).splitlines()[0] == "The task's process ended with exit code 9 before the function returned. [crash]"
     )
     assert "  | last words" in str(error).splitlines()
     assert str(error).splitlines()[-1].startswith("  -> Look for os._exit")

@@ -73,7 +73,7 @@ def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
 def test_an_unknown_option() -> None:
     assert refusal("local", max_job=3) == (
         "BatchExecutor has no option 'max_job'; the worker's are: max_jobs, tasks_per_job, retries, poll_s, "
-        "results_s, grace_s, start_deadline_s, call_deadline_s, waiting, python, path"
+        "results_s, grace_s, start_deadline_s, call_deadline_s, waiting, width, python, launcher, setup, path, code"
     )
 
 
