@@ -58,7 +58,7 @@ async def test_arrays_are_no_larger_than_the_backend_takes(array_world: Any, mak
             for place in range(job.spec.size):
                 world.leave_result(job, place)
         await worker.drain()
-    assert sizes == [10, 10, 5]
+    assert sorted(sizes) == [5, 10, 10], "three are submitted at once, and may arrive in any order"
 
 
 async def test_max_jobs_counts_elements(array_world: Any, make_task: Callable[..., Task]) -> None:
