@@ -54,8 +54,9 @@ async def test_one_bad_batch_does_not_hide_the_others(world: Any, make_task: Cal
     world.backend.faults["poll_jobs"].extend([fail_for_first] * 1000)
     async with world.worker() as worker:
         await worker.submit(make_task("t1"))
+        first = await world.job(1)
         await worker.submit(make_task("t2"))
-        first, second = await world.job(1), await world.job(2)
+        second = await world.job(2)
         second.end(JobState.FAILED, Reason.PREEMPTED)
         done = "t2" if world.tasks_of(second) == ["t2"] else "t1"
         assert (await world.outcome(done)).failure.reason is Reason.PREEMPTED

@@ -61,8 +61,8 @@ class Outcomes:
             except Exception:  # noqa: BLE001 - whatever it is, the outcome must not be lost
                 _log.exception("the host did not take the outcome of task %s, will offer it again", task.id)
                 await asyncio.sleep(backoff.next())
-        self._ledger.counts["done" if failure is None else "failed"] += 1
         await self._blobs.let_go(entry)
+        self._ledger.counts["done" if failure is None else "failed"] += 1  # what `drain` waits for, so it comes last
         self._ledger.notify()
 
     async def give_up(self, job: Job, failure: Failure | None) -> None:
