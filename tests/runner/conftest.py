@@ -19,6 +19,7 @@ import cloudpickle
 import pytest
 
 from batchport.envelope import Envelope
+from batchport.processes import start_of
 from batchport.store import FolderStore, Keys, OutKey
 
 ROW = struct.Struct(">QQ")
@@ -200,3 +201,8 @@ def wait_until(holds: Callable[[], object], seconds: float = 20) -> None:
 @pytest.fixture(name="wait_until")
 def _wait_until() -> Callable[[Callable[[], object]], None]:
     return wait_until
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether there is such a process, and not only its zombie."""
+    return start_of(pid) is not None

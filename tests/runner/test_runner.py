@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import cloudpickle
 import pytest
+from tests.runner.conftest import is_alive
 
 from batchport.envelope import Envelope
 from batchport.store import OutKey
@@ -24,13 +25,6 @@ if TYPE_CHECKING:
     from tests.runner.conftest import Job
 
     Wait = Callable[[Callable[[], object]], None]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.parametrize("inline", [True, False])

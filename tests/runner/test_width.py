@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.runner.conftest import is_alive
 
 from batchport.envelope import Envelope
 from batchport.store import OutKey
@@ -21,13 +22,6 @@ if TYPE_CHECKING:
     from tests.runner.conftest import Job
 
     Wait = Callable[[Callable[[], object]], None]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.fixture(name="meet")

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from batchport.backends.local import LocalAdapter, Options
+from batchport.processes import start_of
 from batchport.testing import Backend, bench
 from batchport.testing.bench import unlike
 from batchport.testing.desk import Desk
-from batchport.testing.marks import Marks, here, start_of
+from batchport.testing.marks import Marks, here
 
 
 def probe(marks: Marks, *steps: str) -> subprocess.Popen[bytes]:

@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 import pytest
 
 from batchport.jobs import JobSpec, JobState, JobStatus, Resources
+from batchport.processes import start_of
 from batchport.testing.backend import Backend
 from batchport.testing.desk import Desk
-from batchport.testing.marks import BEAT_S, Mark, Marks, here, start_of
+from batchport.testing.marks import BEAT_S, Mark, Marks, here
 
 __all__ = ["Bench", "Job", "unlike"]
 

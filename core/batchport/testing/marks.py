@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from batchport.processes import start_of
 from batchport.store import open_store
 
-__all__ = ["BEAT_S", "Mark", "Marks", "here", "start_of"]
+__all__ = ["BEAT_S", "Mark", "Marks", "here"]
 
 BEAT_S = 0.5
 """How often, in seconds, a process that waits renews its beat."""
@@ -109,22 +110,3 @@ def here() -> str:
         return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return socket.gethostname()
-
-
-def start_of(pid: int) -> str | None:
-    """Return when the process `pid` started, in the kernel's own unit; None if it is gone or only a zombie.
-
-    Where there is no /proc, "" stands for "it is there". https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html
-    """
-    try:
-        # The second field is the program's name in parentheses, and may hold anything.
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        if Path("/proc/self").exists():
-            return None
-        try:
-            os.kill(pid, 0)
-        except OSError:
-            return None
-        return ""
-    return None if fields[0] in {"Z", "X"} else fields[19]

@@ -12,9 +12,9 @@ import secrets
 import socket
 import string
 from dataclasses import dataclass
-from pathlib import Path
 
 from batchport.errors import UsageError
+from batchport.processes import start_of
 from batchport.store import Keys, Store
 
 __all__ = [
@@ -117,7 +117,7 @@ def _random_characters(count: int) -> str:
 
 def _whoami(*, ended: bool) -> bytes:
     pid = os.getpid()
-    about = {"host": socket.gethostname(), "pid": pid, "started": _start_time(pid), "ended": ended}
+    about = {"host": socket.gethostname(), "pid": pid, "started": start_of(pid), "ended": ended}
     return json.dumps(about).encode()
 
 
@@ -126,31 +126,10 @@ def _refuse_if_running(worker: str, about: bytes | None) -> None:
     if not holder or holder["ended"] or holder["host"] != socket.gethostname():
         return
     pid = holder["pid"]
-    if (started := _start_time(pid)) is None or started != holder["started"]:
+    if (started := start_of(pid)) is None or started != holder["started"]:
         return
     where = "in this process" if pid == os.getpid() else f"as process {pid} on this machine"
     raise UsageError(
         f"a worker named {worker!r} is already running on this store, {where}; "
         "end it first, or choose another name for this one"
     )
-
-
-def _start_time(pid: int) -> str | None:
-    """Return when a process started, in the kernel's own count, None if there is none: pids are used again.
-
-    https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html, field 22. Where there is no /proc, a living
-    process has the start time "".
-    """
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
-    except OSError:
-        pass
-    if Path("/proc/self").exists():
-        return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return ""

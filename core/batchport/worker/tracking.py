@@ -79,7 +79,6 @@ class Job:
     spec: JobSpec
     per_element: int
     id: str | None = None
-    adopted: bool = False
     failed_submits: int = 0
     elements: list[Element] = field(default_factory=list)
     left: set[str] = field(default_factory=set)
