@@ -233,6 +233,14 @@ FAULTS = (
     ),
     Fault(
         8,
+        "an outcome that the host did not take before the worker left is cleaned up",
+        "worker/outcomes.py",
+        "self._ledger.put_back(element, place, entry)",
+        "pass",
+        "test_a_delivery_that_was_broken_off_is_made_by_the_next_start",
+    ),
+    Fault(
+        8,
         "a job without a noted id is taken for never submitted",
         "worker/adoption.py",
         "if ids := found[job.name]:",

@@ -66,6 +66,25 @@ async def test_an_adopted_result_is_delivered_although_nobody_has_asked_again(
         assert (await world.outcome("t")).result == b"late"
 
 
+async def test_a_delivery_that_was_broken_off_is_made_by_the_next_start(
+    world: Any, make_task: Callable[..., Task]
+) -> None:
+    reached = asyncio.Event()
+
+    async def take_for_ever(_: Outcome) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    async with BatchWorker(world.backend, world.store, "w", take_for_ever, results_s=0.02) as worker:
+        await worker.submit(make_task("t"))
+        world.leave_result(await world.job(), value=b"good")
+        await reached.wait()
+        # left in good order, while the host has not taken the outcome
+    async with world.worker():
+        assert (await world.outcome("t")).result == b"good"
+    assert list(world.backend.jobs) == ["1"]
+
+
 async def test_a_job_that_died_between_submit_and_the_noted_id_is_found_by_name(
     world: Any, make_task: Callable[..., Task]
 ) -> None:

@@ -94,6 +94,12 @@ class Ledger:
             self.holders.discard(element)
         return entry
 
+    def put_back(self, element: Element, place: int, entry: Entry) -> None:
+        """Undo `take`: the task's outcome was not delivered after all."""
+        element.entries[place] = entry
+        element.settled_at = None
+        self._places[entry.task.id] = (element, place)
+
     def send_again(self, entry: Entry) -> None:
         """Have a task wait again, ahead of the others; one that the host has not offered yet is parked."""
         if entry.offered:

@@ -44,7 +44,13 @@ class Outcomes:
         """Give a task of a job its outcome."""
         entry = self._ledger.take(element, place, time.monotonic())
         entry.attempts += 1
-        await self.conclude(entry, result=result, failure=failure, output=output)
+        try:
+            await self.conclude(entry, result=result, failure=failure, output=output)
+        except asyncio.CancelledError:
+            # The worker leaves while the host takes its time: the job keeps what it has in the store, so that
+            # the next start delivers the outcome. Counted as settled, it would be cleaned up, and lost.
+            self._ledger.put_back(element, place, entry)
+            raise
         if element.job.is_settled:
             self.clean(element.job)
 
