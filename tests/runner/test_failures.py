@@ -428,10 +428,7 @@ def test_a_module_that_the_job_lacks_is_named(job: Job) -> None:
     assert told(fields) == (
         "ENVIRONMENT",
         "the job's Python has no module 'not_here', which argument 1 needs",
-        (
-            "Send it along, code=[not_here]; or install it in the job's Python; "
-            "or name the folder that holds it in the worker's `path`"
-        ),
+        ("Install it where the jobs run, in the job's Python; or name the folder that holds it in the worker's `path`"),
     )
     assert fields["evidence"] == HERE
 

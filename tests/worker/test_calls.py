@@ -103,6 +103,8 @@ async def test_after_a_refusal_the_name_is_free_again(tmp_path: Path) -> None:
         ({"tasks_per_job": 0}, "tasks_per_job=0: must be at least 1"),
         ({"retries": -1}, "retries=-1: must be at least 0"),
         ({"waiting": 0}, "waiting=0: must be at least 1"),
+        ({"code": ["mymodule"]}, "code holds 'mymodule': give zips of modules, each as a batchport.Blob"),
+        ({"launcher": "env X=1"}, "launcher='env X=1': give its words one by one, such as ['env', 'X=1']"),
         (
             {"python": "/opt/my python/bin/python3"},
             (

@@ -122,7 +122,7 @@ class Report(NamedTuple):
         if isinstance(error, ModuleNotFoundError) and error.name:
             message = f"the job's Python has no module {error.name!r}, which {what} needs"
             advice = (
-                f"Send it along, code=[{error.name.partition('.')[0]}]; or install it in the job's Python; "
+                "Install it where the jobs run, in the job's Python; "
                 "or name the folder that holds it in the worker's `path`"
             )
         else:

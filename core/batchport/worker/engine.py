@@ -96,6 +96,9 @@ class BatchWorker:
         for option, value in (*amounts.items(), ("retries", retries)):
             if value < (least := 0 if option == "retries" else 1):
                 raise UsageError(f"{option}={value!r}: must be at least {least}")
+        given: Sequence[object] = code
+        if wrong := [each for each in given if not isinstance(each, Blob)]:
+            raise UsageError(f"code holds {wrong[0]!r}: give zips of modules, each as a batchport.Blob")
         if isinstance(launcher, str):
             raise UsageError(f"launcher={launcher!r}: give its words one by one, such as {launcher.split()!r}")
         store = open_store(store) if isinstance(store, str) else store
