@@ -20,8 +20,8 @@ __all__ = ["Blob", "Failure", "Outcome", "Task"]
 class Blob:
     """Bytes by reference: a function or one argument, pickled.
 
-    `key` is equal for equal bytes and different for different ones, in [A-Za-z0-9_-] and at most 80
-    characters; by it the worker stores a blob once, however many tasks share it. `size` is in bytes.
+    `key` is different for different bytes, in [A-Za-z0-9_-] and at most 80 characters; blobs of one key are
+    stored once, however many tasks share them, so equal bytes should have equal keys. `size` is in bytes.
     `read` gives the bytes; the worker calls it when it makes the payload, and may call it again.
     """
 

@@ -107,6 +107,10 @@ class ScriptedBackend(BatchWorkerAdapterBase):
         self._called("find_jobs", list(names))
         return [(job.spec.name, job.id) for job in self.jobs.values() if job.spec.name in names and job.listed]
 
+    def inspect_job(self, job_id: str) -> JobStatus | None:
+        self._called("inspect_job", job_id)
+        return None
+
 
 class BackendWithArrays(ScriptedBackend):
     """The same, with native arrays; it reports the elements that `elements` has a state for, else the parent."""

@@ -49,7 +49,7 @@ async def test_success_without_a_result_is_lost_once_the_grace_is_over(
     assert failure.reason is Reason.LOST
     assert failure.message == f"Job {job.spec.name} (1) succeeded by the backend's word, but left no result."
     assert failure.evidence == "No result came within 0.4 s.\nthe backend says: succeeded, exit code 0"
-    assert failure.advice == f"Check that jobs see the same store as this process: {world.store.url}"
+    assert failure.advice == f"Check that {world.store.url} is the same store for jobs as for this process."
 
 
 async def test_evidence_of_a_dead_attempt_does_not_beat_the_result_of_the_next(

@@ -31,6 +31,23 @@ async def test_an_argument_that_a_hundred_tasks_share_is_stored_once(
     assert stored < (1 << 20) + 100 * 1024, "each task costs less than a KiB besides"
 
 
+async def test_what_the_elements_of_an_array_share_is_not_in_each_ones_payload(
+    array_world: Any, make_task: Callable[..., Task]
+) -> None:
+    world, shared = array_world, os.urandom(5_000)
+    async with world.worker() as worker:
+        for number in range(10):
+            await worker.submit(make_task(f"t{number}", shared, b"own"))
+        job = await world.job()
+        stored = sum(path.stat().st_size for path in _files(world.store.root))
+        assert len(_files(world.store.root / "w" / "blobs")) == 1
+        assert stored < 5_000 + 10 * 1024
+        for place in range(10):
+            world.leave_result(job, place)
+        await worker.drain()
+    assert _files(world.store.root / "w" / "blobs") == []
+
+
 async def test_a_shared_argument_goes_with_the_last_task_that_needs_it(
     world: Any, make_task: Callable[..., Task]
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from batchport import Limits, Task
+from batchport import JobState, Limits, Reason, Task
 
 
 async def test_results_are_seen_without_a_poll(world: Any, make_task: Callable[..., Task]) -> None:
@@ -81,6 +81,21 @@ async def test_polls_slow_down_while_there_is_no_news(world: Any, make_task: Cal
         await worker.drain()
     times = [when for when, _ in world.backend.calls["poll_jobs"]]
     assert times[5] - times[4] > 2 * (times[2] - times[1])
+
+
+@pytest.mark.parametrize(("reason", "calls"), [(Reason.RUNNER_CRASH, 0), (None, 1)])
+async def test_a_failed_job_is_inspected_only_where_its_runner_could_not_tell_the_reason(
+    world: Any, make_task: Callable[..., Task], reason: Reason | None, calls: int
+) -> None:
+    def fail(job: Any) -> None:
+        world.leave_evidence(job, reason=reason)
+        job.end(JobState.FAILED, exit_code=1)
+
+    world.backend.on_submit = fail
+    async with world.worker() as worker:
+        await worker.submit(make_task("t"))
+        await world.outcome("t")
+        assert worker.counts.backend_calls["inspect_job"] == calls
 
 
 async def test_submits_keep_below_the_backends_rate(world: Any, make_task: Callable[..., Task]) -> None:

@@ -86,6 +86,19 @@ async def test_an_adapter_without_limits_is_refused_when_it_is_open(tmp_path: Pa
     )
 
 
+async def test_an_adapter_with_arrays_and_no_names_for_their_elements_is_refused_before_any_job(tmp_path: Path) -> None:
+    class Wrong(House):
+        limits = Limits(name_length=64, inline_bytes=0, array_size=10, array_index="INDEX")
+
+    with pytest.raises(UsageError) as caught:
+        async with _worker(Wrong(), tmp_path):
+            pass
+    assert str(caught.value) == (
+        "Wrong has limits.array_size=10 and no element_id: "
+        "implement it, to say how the backend names one element, or set array_size=1"
+    )
+
+
 async def test_after_a_refusal_the_name_is_free_again(tmp_path: Path) -> None:
     class Wrong(House):
         limits = None  # type: ignore[assignment]

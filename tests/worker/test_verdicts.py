@@ -13,9 +13,14 @@ RULES = Rules(settle_s=60, grace_s=30, start_deadline_s=None)
 RESOURCES = Resources(memory_mib=512, time_limit_s=90)
 
 
-def _element(status: JobStatus | None = None) -> Element:
-    job = Job(JobSpec("fit-k3j9x2ab-1-7", "fit", ("python",), {}, RESOURCES), per_element=1, id="4711")
-    return Element(job, 0, {0: Entry(Task("t", Blob.of(b"")))}, id="4711", status=status)
+def _element(status: JobStatus | None = None, job_id: str = "4711") -> Element:
+    job = Job(JobSpec("fit-k3j9x2ab-1-7", "fit", ("python",), {}, RESOURCES), per_element=1, id=job_id)
+    return Element(job, 0, {0: Entry(Task("t", Blob.of(b"")))}, id=job_id, status=status)
+
+
+def _evidence(reason: str | None, evidence: str = "", output: bytes = b"") -> Envelope:
+    fields = {"reason": reason, "message": "It died.", "evidence": evidence, "advice": "Look.", "exit_code": None}
+    return Envelope("evidence", "fit", parts=(b"", output), fields=fields)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +95,7 @@ def test_a_bad_ending_is_told_by_its_reason(status: JobStatus, reason: Reason, s
     assert failure.reason is reason
     assert failure.message == f"Job fit-k3j9x2ab-1-7 (4711) {sentence}"
     assert failure.evidence.startswith("the backend says: ")
-    assert failure.advice.endswith((".", "/store"))
+    assert failure.advice.endswith(".")
 
 
 def test_a_failure_reads_as_sentence_evidence_and_advice() -> None:
@@ -109,11 +114,30 @@ def test_a_failure_reads_as_sentence_evidence_and_advice() -> None:
 def test_a_store_that_jobs_cannot_use_is_named() -> None:
     status = JobStatus("4711", JobState.FAILED, exit_code=74)
     failure = verdicts.failure_of_job(_element(status), Verdict.ENDED, RULES, RESOURCES, "s3://bucket/store")
-    assert failure.advice == "Check that jobs can read and write s3://bucket/store"
+    assert failure.advice == "Check that jobs can read and write s3://bucket/store from where they run."
 
 
 def test_what_the_runner_knows_is_not_overruled_by_the_backend() -> None:
-    fields = {"reason": "TIMEOUT", "message": "it ran out of time", "evidence": "", "advice": "", "exit_code": None}
-    evidence = Envelope("evidence", "fit", parts=(b"", b""), fields=fields)
     element = _element(JobStatus("4711", JobState.FAILED, reason=Reason.NODE_LOST))
-    assert verdicts.failure_of_evidence(element, RESOURCES, evidence).reason is Reason.TIMEOUT
+    assert verdicts.failure_of_evidence(element, RESOURCES, _evidence("TIMEOUT")).reason is Reason.TIMEOUT
+
+
+def test_a_job_whose_id_is_its_name_is_named_once() -> None:
+    element = _element(job_id="fit-k3j9x2ab-1-7")
+    failure = verdicts.failure_of_job(element, Verdict.VANISHED, RULES, RESOURCES, "file:///store")
+    assert failure.message.startswith("Job fit-k3j9x2ab-1-7 vanished: ")
+
+
+@pytest.mark.parametrize(
+    ("log", "left"),
+    [
+        ("log ends with:\nth\nline 2\n\nline 3", []),  # cut off in the middle of a line
+        ("log ends with:\nline 3\nslurmstepd: killed", ["log ends with:", "slurmstepd: killed"]),
+        ("log is empty", ["log is empty"]),
+    ],
+)
+def test_what_the_log_repeats_of_the_tasks_output_is_told_once(log: str, left: list[str]) -> None:
+    status = JobStatus("4711", JobState.FAILED, evidence=f"node n7\n{log}", exit_code=137)
+    evidence = _evidence(None, evidence="line 3", output=b"first with\nline 2\n\nline 3\n")
+    failure = verdicts.failure_of_evidence(_element(status), RESOURCES, evidence)
+    assert failure.evidence.splitlines() == ["line 3", "the backend says: failed, exit code 137", "node n7", *left]

@@ -1,22 +1,25 @@
 """Functions and arguments that several tasks share: stored once, removed when no task needs them.
 
-Called by the engine, `outcomes` and `adoption`: a task holds its blobs from intake to outcome.
+Called by the engine, `sending`, `outcomes` and `adoption`: a task holds its blobs from intake to outcome.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from batchport.tasks import Blob, Task
+from batchport.tasks import Blob
 from batchport.worker.storage import Storage
-from batchport.worker.tracking import Entry
+from batchport.worker.tracking import Entry, Job
 
 __all__ = ["SharedBlobs"]
 
 _SHARED_ABOVE = 16 << 10
 """Bytes; a smaller blob costs less inside each payload than an object of its own."""
+_SHARED_IN_ARRAY_ABOVE = 256
+"""Bytes; likewise of what several elements of one array need, each of which would carry it."""
 
 
 @dataclass(slots=True)
@@ -27,7 +30,7 @@ class _Shared:
 
 
 class SharedBlobs:
-    """Which large blobs are in the store, and how many tasks hold each. `common` are held by every task."""
+    """Which blobs are in the store by themselves, and how many tasks hold each. `common` are held by every task."""
 
     def __init__(self, storage: Storage, common: Sequence[Blob] = ()) -> None:
         self._storage, self._common = storage, tuple(common)
@@ -37,9 +40,7 @@ class SharedBlobs:
         """Keep the blobs of a task that a host has offered from being removed, until `let_go`."""
         keys = {blob.key for blob in entry.task.blobs if blob.size > _SHARED_ABOVE}
         keys.update(blob.key for blob in self._common)
-        for key in keys.difference(entry.shared):
-            self._shared.setdefault(key, _Shared()).holders += 1
-        entry.shared = tuple(sorted(keys.union(entry.shared)))
+        self._hold(entry, keys)
 
     def adopt(self, entry: Entry) -> None:
         """Keep the blobs of a task of an earlier start, which stored them."""
@@ -47,23 +48,43 @@ class SharedBlobs:
             shared = self._shared.setdefault(key, _Shared(stored=True))
             shared.holders += 1
 
-    async def ready(self, tasks: Iterable[Task]) -> dict[str, bytes]:
-        """Have all large blobs of held tasks in the store, and return the bytes of the small ones by key.
+    async def ready(self, job: Job) -> dict[str, bytes]:
+        """Have in the store what a new job's tasks share, and return the bytes of their other blobs by key.
 
         Raises whatever a blob's `read` raises.
         """
+        if job.spec.size > 1:
+            self._hold_common(job)
+        shared = {key for entry in job.entries for key in entry.shared}
         small: dict[str, bytes] = {}
-        for blob in {blob.key: blob for task in tasks for blob in task.blobs}.values():
-            if blob.size <= _SHARED_ABOVE:
-                small[blob.key] = await blob.read()
-            else:
+        for blob in {blob.key: blob for entry in job.entries for blob in entry.task.blobs}.values():
+            if blob.key in shared:
                 await self._store(blob)
+            else:
+                small[blob.key] = await blob.read()
         for blob in self._common:
             await self._store(blob)
         return small
 
+    def _hold_common(self, job: Job) -> None:
+        """Have the tasks of an array hold the blobs as well that would be in the payloads of several elements."""
+        elements = Counter(
+            blob.key
+            for element in job.elements
+            for blob in {blob.key: blob for entry in element.entries.values() for blob in entry.task.blobs}.values()
+            if blob.size > _SHARED_IN_ARRAY_ABOVE
+        )
+        for entry in job.entries:
+            self._hold(entry, {blob.key for blob in entry.task.blobs if elements[blob.key] > 1})
+
+    def _hold(self, entry: Entry, keys: set[str]) -> None:
+        for key in keys.difference(entry.shared):
+            self._shared.setdefault(key, _Shared()).holders += 1
+        entry.shared = tuple(sorted(keys.union(entry.shared)))
+
     async def _store(self, blob: Blob) -> None:
-        shared = self._shared[blob.key]
+        if (shared := self._shared.get(blob.key)) is None:
+            return  # the only task that needs it got its outcome meanwhile
         async with shared.lock:
             if not shared.stored:
                 data = await blob.read()

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from queue import SimpleQueue
 from typing import Any, TypeVar, cast
 
 from batchport.adapter import CONTRACT, BatchWorkerAdapterBase
@@ -53,14 +54,14 @@ class Backoff:
 class Calls:
     """All calls to one adapter. `counts` says how often each method was called.
 
-    Plain methods run in threads of their own, at most `limits.parallel_calls` at once (one before
-    `open`), since a thread that hangs can be left behind and a thread pool's cannot.
+    Plain methods run in threads, at most `limits.parallel_calls` at once (one before `open`).
     """
 
     def __init__(self, adapter: BatchWorkerAdapterBase, deadline_s: float) -> None:
         self._adapter = adapter
         self._deadline_s = deadline_s
         self._plain = asyncio.Semaphore(1)
+        self._threads = _Threads()
         self._next_submit = 0.0
         self.counts: Counter[str] = Counter()
         _check_contract(adapter)
@@ -72,19 +73,31 @@ class Calls:
 
     async def open(self, worker: str) -> None:
         """Open the adapter and take its limits."""
-        await self._call("open", None, worker)
-        limits = getattr(self._adapter, "limits", None)
-        if not isinstance(limits, Limits):
-            raise UsageError(
-                f"{type(self._adapter).__name__}.limits is {limits!r} after open(): "
-                "set it to a batchport.Limits, in the class or in open()"
-            )
+        try:
+            await self._call("open", None, worker)
+            limits = getattr(self._adapter, "limits", None)
+            if not isinstance(limits, Limits):
+                raise UsageError(
+                    f"{type(self._adapter).__name__}.limits is {limits!r} after open(): "
+                    "set it to a batchport.Limits, in the class or in open()"
+                )
+            if limits.array_size > 1 and type(self._adapter).element_id is BatchWorkerAdapterBase.element_id:
+                raise UsageError(
+                    f"{type(self._adapter).__name__} has limits.array_size={limits.array_size} and no element_id: "
+                    "implement it, to say how the backend names one element, or set array_size=1"
+                )
+        except BaseException:
+            self._threads.close()
+            raise
         self.limits = limits
         self._plain = asyncio.Semaphore(limits.parallel_calls)
 
     async def close(self) -> None:
         """Close the adapter."""
-        await self._call("close", None)
+        try:
+            await self._call("close", None)
+        finally:
+            self._threads.close()
 
     def element_id(self, job_id: str, index: int) -> str:
         """Return how the backend names an element of an array."""
@@ -142,7 +155,7 @@ class Calls:
                 async with deadline:
                     return _collected(await function(*arguments), collect)
             async with self._plain, deadline:
-                return await _in_thread(lambda: _collected(function(*arguments), collect))
+                return await self._threads.run(lambda: _collected(function(*arguments), collect))
         except TimeoutError as error:
             if not deadline.expired():  # the adapter's own
                 raise
@@ -196,27 +209,60 @@ def _collected(answer: object, collect: Callable[[Iterable[Any]], object] | None
     return collect(answer) if collect and isinstance(answer, Iterable) else answer
 
 
-def _in_thread(function: Callable[[], object]) -> Awaitable[object]:
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[object] = loop.create_future()
+class _Threads:
+    """Threads that are used again once their call is over.
 
-    def settle(answer: object, error: BaseException | None) -> None:
-        if future.done():  # its deadline passed, and nobody waits any more
-            return
-        if error is None:
-            future.set_result(answer)
-        else:
-            future.set_exception(error)
+    No pool of the standard library's: one that hangs is left behind here, and the next call gets another;
+    and at the end of the process nobody waits for it.
+    """
 
-    def work() -> None:
-        answer, failed = None, None
-        try:
-            answer = function()
-        except BaseException as error:  # noqa: BLE001 - it is raised again where the call was made
-            # A StopIteration cannot be set on a future; asyncio would raise here and the caller hang.
-            failed = RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the worker gave up on this call long ago
-            loop.call_soon_threadsafe(settle, answer, failed)
+    def __init__(self) -> None:
+        self._idle: list[SimpleQueue[Callable[[], None] | None]] = []
+        self._closed = False
 
-    threading.Thread(target=work, name="batchport-adapter", daemon=True).start()
-    return future
+    def run(self, function: Callable[[], object]) -> Awaitable[object]:
+        """Call a function in a thread."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[object] = loop.create_future()
+        calls = self._idle.pop() if self._idle else self._start()
+
+        def settle(answer: object, error: BaseException | None) -> None:
+            if future.done():  # its deadline passed, and nobody waits any more
+                return
+            if error is None:
+                future.set_result(answer)
+            else:
+                future.set_exception(error)
+
+        def work() -> None:
+            answer, failed = None, None
+            try:
+                answer = function()
+            except BaseException as error:  # noqa: BLE001 - it is raised again where the call was made
+                # A StopIteration cannot be set on a future; asyncio would raise here and the caller hang.
+                failed = RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
+            self._idle.append(calls)  # before the answer is told, so that the next call finds it
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the worker gave up on this call long ago
+                loop.call_soon_threadsafe(settle, answer, failed)
+
+        calls.put(work)
+        return future
+
+    def close(self) -> None:
+        """Let the threads end; one that is in a call ends after it."""
+        self._closed = True
+        for calls in self._idle:
+            calls.put(None)
+
+    def _start(self) -> SimpleQueue[Callable[[], None] | None]:
+        calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+
+        def serve() -> None:
+            while (work := calls.get()) is not None:
+                work()
+                del work  # and what it refers to, while there is nothing to do
+                if self._closed:
+                    break
+
+        threading.Thread(target=serve, name="batchport-adapter", daemon=True).start()
+        return calls

@@ -10,6 +10,7 @@ import asyncio
 import re
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -267,6 +268,34 @@ class BatchWorker:
         """Wait until every task that was taken over has its outcome delivered."""
         ledger = self._ledger
         await ledger.until(lambda: ledger.counts["done"] + ledger.counts["failed"] == ledger.counts["taken"])
+
+    async def sent(self, patience_s: float = 60.0) -> bool:
+        """Wait until all tasks that were taken over are with the backend, or as many as may; return whether all are.
+
+        Gives up after so many seconds in which the backend took no job. Called by a host before it leaves
+        with work under way, so that no submit is left half done.
+        """
+        ledger = self._ledger
+
+        def is_done() -> bool:
+            no_more = not ledger.waiting or len(ledger.holders) >= self._plan.max_jobs
+            return no_more and ledger.all_submitted
+
+        def has_news(there: int) -> bool:
+            return is_done() or ledger.at_backend != there
+
+        while not is_done():
+            try:
+                async with asyncio.timeout(patience_s):
+                    await ledger.until(partial(has_news, ledger.at_backend))
+            except TimeoutError:
+                return False
+        return not ledger.waiting
+
+    @property
+    def in_jobs(self) -> list[str]:
+        """The ids of the tasks that are in jobs: right after entering, those that were adopted."""
+        return self._ledger.in_jobs
 
     def running(self, task_id: str) -> bool:
         """Return whether the task's job runs, as far as is known."""

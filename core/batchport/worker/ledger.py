@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from batchport.jobs import JobSpec
 from batchport.worker.packing import Waiting
@@ -37,27 +38,41 @@ class Counts:
 class Ledger:
     """All that a worker knows of its tasks and jobs.
 
-    `jobs` keeps a job until the backend says that it ended; `holders` are the elements whose place at the
-    backend is taken: some of their tasks have no outcome, and they are not known to be over. `parked` are
-    tasks of an earlier start that must be sent again, and wait for the host to offer them.
+    `jobs` keeps a job until the backend says that it ended; one that has all its outcomes rests meanwhile, so
+    that no round of polls or verdicts looks at it before it had a minute to end by itself. `holders` are the
+    elements whose place at the backend is taken: some of their tasks have no outcome, and they are not known
+    to be over. `parked` are tasks of an earlier start that must be sent again, and wait for the host to offer
+    them.
     """
 
     def __init__(self) -> None:
         self.waiting = Waiting()
         self.jobs: dict[str, Job] = {}
+        self._active: dict[str, Job] = {}
+        self._resting: dict[str, Job] = {}  # in the order in which they came to rest
         self.holders: set[Element] = set()
         self.parked: dict[str, Entry] = {}
         self.counts: Counter[str] = Counter()
         self._places: dict[str, tuple[Element, int]] = {}
-        self._change = asyncio.Event()
+        self._waiters: list[asyncio.Future[None]] = []
 
     def __contains__(self, task_id: object) -> bool:
         return task_id in self.waiting or task_id in self._places
 
     @property
+    def in_jobs(self) -> list[str]:
+        """The ids of the tasks that are in jobs."""
+        return list(self._places)
+
+    @property
     def sent(self) -> int:
         """How many tasks are in jobs."""
         return len(self._places)
+
+    @property
+    def all_submitted(self) -> bool:
+        """Whether every job that anybody waits for is at the backend."""
+        return all(job.id is not None or job.is_settled for job in self._active.values())
 
     @property
     def at_backend(self) -> int:
@@ -77,7 +92,7 @@ class Ledger:
                 self.holders.add(element)
             for place, entry in element.entries.items():
                 self._places[entry.task.id] = (element, place)
-        self.jobs[job.name] = job
+        self.jobs[job.name] = self._active[job.name] = job
         self.counts["jobs"] += 1
         return job
 
@@ -92,12 +107,14 @@ class Ledger:
         if not element.entries:
             element.settled_at = now
             self.holders.discard(element)
+            self.rest(element.job)
         return entry
 
     def put_back(self, element: Element, place: int, entry: Entry) -> None:
-        """Undo `take`: the task's outcome was not delivered after all."""
-        element.entries[place] = entry
-        element.settled_at = None
+        """Undo a `take`: the task is in its job again, and its job unsettled."""
+        element.entries[place], element.settled_at = entry, None
+        self._resting.pop(element.job.name, None)
+        self._active[element.job.name] = element.job
         self._places[entry.task.id] = (element, place)
 
     def send_again(self, entry: Entry) -> None:
@@ -111,18 +128,33 @@ class Ledger:
     def close_job(self, job: Job) -> None:
         """Strike out a job that has no tasks and is over."""
         self.holders.difference_update(job.elements)
-        self.jobs.pop(job.name, None)
+        for jobs in (self.jobs, self._active, self._resting):
+            jobs.pop(job.name, None)
 
-    def elements(self) -> Iterable[Element]:
-        """Return the elements of all jobs; safe while jobs come and go."""
-        return [element for job in self.jobs.values() for element in job.elements]
+    def rest(self, job: Job) -> None:
+        """Let a job rest if it is settled, and is at the backend as far as is known."""
+        if job.name in self._active and job.id is not None and job.is_settled and not job.may_end:
+            self._resting[job.name] = self._active.pop(job.name)
+            for element in job.elements:
+                element.entries = {}  # an emptied dict keeps its size, and there may be very many such jobs
+
+    def watched(self, now: float) -> list[Job]:
+        """Return the jobs to look at: all but those that rest, and of these the ones that have rested long enough."""
+
+        def is_due(job: Job) -> bool:
+            return job.may_end or any(element.wants_poll(now) for element in job.elements)
+
+        return [*self._active.values(), *takewhile(is_due, self._resting.values())]
 
     def notify(self) -> None:
         """Wake up whoever waits for something here to change."""
-        self._change.set()
-        self._change = asyncio.Event()
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():  # else it was cancelled
+                waiter.set_result(None)
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait until `holds` is true; it is asked again after each change, so it must be cheap."""
         while not holds():
-            await self._change.wait()
+            self._waiters.append(waiter := asyncio.get_running_loop().create_future())
+            await waiter

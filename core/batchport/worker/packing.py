@@ -78,5 +78,5 @@ def _hashable(resources: Resources) -> Hashable:
         resources.memory_mib,
         resources.gpus,
         resources.time_limit_s,
-        tuple(sorted((name, repr(value)) for name, value in extra.items())),
+        tuple(sorted((name, repr(value)) for name, value in extra.items())) if extra else (),
     )

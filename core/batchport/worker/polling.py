@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -51,6 +52,7 @@ class Polling:
     every_s: tuple[float, float]
     retries: int
     width: int
+    _polled_at: float = -math.inf
 
     async def watch(self) -> None:
         """Poll and judge while there are jobs; runs for ever."""
@@ -77,10 +79,10 @@ class Polling:
         An array is asked about by its own id. Raises what the adapter raises, after all that can be asked
         has been asked.
         """
-        now = time.monotonic()
+        now = self._polled_at = time.monotonic()
         asked = {
             job.id: job
-            for job in self.ledger.jobs.values()
+            for job in (list(self.ledger.jobs.values()) if every_job else self.ledger.watched(now))
             if job.id and (every_job or any(element.wants_poll(now) for element in job.elements))
         }
         ids, news, failed = list(asked), False, None
@@ -115,7 +117,8 @@ class Polling:
 
     async def judge(self) -> None:
         """Settle what is left of elements that are over, after a last look for results."""
-        now, elements = time.monotonic(), self.ledger.elements()
+        now = time.monotonic()
+        elements = [element for job in self.ledger.watched(now) for element in job.elements]
         # Their places at the backend are free, whatever the grace brings.
         self.ledger.holders.difference_update(element for element in elements if element.is_over)
         suspects = [element for element in elements if element.entries and element.verdict(now, self.rules)]
@@ -130,12 +133,12 @@ class Polling:
         for element in suspects:
             if element.entries and (verdict := element.verdict(now, self.rules)):
                 await self._end(element, verdict)
-        for job in list(self.ledger.jobs.values()):
+        for job in self.ledger.watched(now):
             if job.id and job.may_end:
                 self.outcomes.forget(job)
             else:
                 for element in job.elements:
-                    if element.wants_cancel(now):
+                    if element.wants_cancel(self._polled_at):  # else nobody has asked whether it lives on
                         self.cancelling.want(element)
         await self.storage.tidy()
         self.ledger.notify()

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,9 +38,13 @@ _log = logging.getLogger("batchport.worker")
 _AT_ONCE = 8
 """Jobs that are made ready and submitted at the same time: enough to hide the store behind the backend."""
 _LINGER_S = 0.03
-"""How long a job that is not full waits for more tasks."""
+"""How long a job that is not full waits for more tasks; again and again while they come."""
+_LINGER_AT_MOST_S = 0.3
+_TOGETHER = 16
+"""Tasks whose jobs are made ready in one go, so that short ones do not cost a change of threads each."""
 _TRIES_TO_SUBMIT = 5
 """How often a submit may fail without a word that says why, with the job proven absent each time."""
+_NO_ENV: Mapping[str, str] = {}
 _EXTRA_TIME_S = 60
 """What an element may run longer than its tasks together."""
 
@@ -83,30 +87,53 @@ class Sending:
     _pause_until: float = 0.0
     _backoff: Backoff = field(default_factory=Backoff)
     _again: deque[Job] = field(default_factory=deque)
-    _senders: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
+    _unnoted: dict[str, bytes] = field(default_factory=dict)
+    _noting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _senders: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def send(self) -> None:
         """Send whatever waits while there is room; runs for ever."""
-        ledger, most = self.ledger, self.plan.tasks_per_job * self.calls.limits.array_size
+        ledger = self.ledger
         while True:
             await ledger.until(lambda: bool(self._again) or self._room() > 0)
-            if most > 1 and not self._again and not ledger.waiting.next_is_full(most):
-                await asyncio.sleep(_LINGER_S)
-            await self._senders.acquire()
-            job = self._next_job()
-            if job is None:
-                self._senders.release()
-            else:
-                self.spawn(self._send(job)).add_done_callback(lambda _: self._senders.release())
+            if not self._again:
+                await self._linger()
+            await ledger.until(lambda: len(self._senders) < _AT_ONCE)
+            if jobs := self._next_jobs():
+                self._senders.add(sender := self.spawn(self._send_all(jobs)))
+                sender.add_done_callback(self._is_done)
             ledger.notify()
 
+    async def _linger(self) -> None:
+        """Wait a moment for more tasks, and again while they come, unless the next job is full or takes one only."""
+        waiting, began = self.ledger.waiting, time.monotonic()
+        elements = min(self.calls.limits.array_size, self.plan.max_jobs - len(self.ledger.holders))
+        most = elements * self.plan.tasks_per_job
+        while most > 1 and not waiting.next_is_full(most) and time.monotonic() - began < _LINGER_AT_MOST_S:
+            before = len(waiting)
+            await asyncio.sleep(_LINGER_S)
+            if len(waiting) == before:
+                break
+
+    def _is_done(self, sender: asyncio.Task[None]) -> None:
+        self._senders.discard(sender)
+        self.ledger.notify()
+
     def _room(self) -> int:
-        """Return for how many more elements there are both tasks and places."""
+        """Return how many more elements there could be, by the tasks that wait and the places that are free."""
         return min(len(self.ledger.waiting), self.plan.max_jobs - len(self.ledger.holders))
 
-    def _next_job(self) -> Job | None:
+    def _next_jobs(self) -> list[Job]:
+        """Return as many jobs as leave something for the other senders, together no more than are worth it."""
         if self._again:
-            return self._again.popleft()
+            return [self._again.popleft()]
+        jobs: list[Job] = []
+        most = min(_TOGETHER, -(-self._room() // (_AT_ONCE - len(self._senders))))
+        while sum(len(job.elements) for job in jobs) * self.plan.tasks_per_job < most and (job := self._next_job()):
+            jobs.append(job)
+        return jobs
+
+    def _next_job(self) -> Job | None:
         elements = min(self._room(), self.calls.limits.array_size, self._most_elements or self.plan.max_jobs)
         if elements < 1:
             return None
@@ -125,10 +152,13 @@ class Sending:
         resources = _for_element(entries[0].task.resources, min(plan.tasks_per_job, len(entries)), plan.width)
         return JobSpec(name, label, plan.command, env, resources, size, plan.setup)
 
+    async def _send_all(self, jobs: Sequence[Job]) -> None:
+        is_made = self.storage.keys.manifest(jobs[0].name) in jobs[0].left
+        for job in jobs if is_made else await self._prepare(jobs):
+            await self._send(job)
+
     async def _send(self, job: Job) -> None:
         """Have a job at the backend, or its tasks failed, or its ambiguous submit looked up elsewhere."""
-        if self.storage.keys.manifest(job.name) not in job.left and not await self._prepare(job):
-            return
         while not job.all_cancelled:
             await self._pause()
             await self.fence.check()
@@ -152,36 +182,59 @@ class Sending:
                 return
         await self.outcomes.give_up(job, None)
 
-    async def _prepare(self, job: Job) -> bool:
-        """Put all that the job needs into the store, its manifest last."""
-        try:
-            small = await self.blobs.ready(entry.task for entry in job.entries)
-        except Exception as error:  # noqa: BLE001 - whatever a host's read raises
-            what = f"The function or an argument of job {job.name}"
-            await self.outcomes.give_up(job, verdicts.unreadable(what, error))
-            return False
-        store, keys = self.storage.store, self.storage.keys
-        made = await self.storage.do(make_payload, job, small, self.plan.fields, self.calls.limits.inline_bytes)
-        if made.inline is not None:
-            job.spec = replace(job.spec, env={**job.spec.env, "BATCHPORT_PAYLOAD": made.inline})
-        if made.array is not None:
-            job.left.add(key := keys.array(job.name))
-            await self.storage.insist(f"write the payloads {key}", store.put, key, made.array)
-        job.left.add(key := keys.manifest(job.name))
-        await self.storage.insist(f"write the manifest {key}", store.put, key, made.manifest)
-        return True
+    async def _prepare(self, jobs: Sequence[Job]) -> list[Job]:
+        """Put all that the jobs need into the store, and return those that have it; the tasks of others failed."""
+        small: dict[Job, Mapping[str, bytes]] = {}
+        keys = self.storage.keys
+        for job in jobs:
+            try:
+                small[job] = await self.blobs.ready(job)
+            except Exception as error:  # noqa: BLE001 - whatever a host's read raises
+                what = f"The function or an argument of job {job.name}"
+                await self.outcomes.give_up(job, verdicts.unreadable(what, error))
+                continue
+            job.left.add(keys.manifest(job.name))
+            if job.spec.size > 1:
+                job.left.add(keys.array(job.name))
+        what = f"write the manifests of {len(small)} jobs at {keys.manifests}"
+        inline = await self.storage.insist(what, self._write, small)
+        self.fence.written()
+        for job, payload in zip(small, inline, strict=True):
+            if payload is not None:
+                job.spec = replace(job.spec, env={**job.spec.env, "BATCHPORT_PAYLOAD": payload})
+        return list(small)
+
+    def _write(self, small: Mapping[Job, Mapping[str, bytes]]) -> list[str | None]:
+        """Write what each job needs, its manifest last, and return the payloads that travel inline; in a thread."""
+        store, keys, inline = self.storage.store, self.storage.keys, []
+        for job, blobs in small.items():
+            made = make_payload(job, blobs, self.plan.fields, self.calls.limits.inline_bytes)
+            if made.array is not None:
+                store.put(keys.array(job.name), made.array)
+            store.put(keys.manifest(job.name), made.manifest)
+            inline.append(made.inline)
+        return inline
 
     async def submitted(self, job: Job, job_id: str) -> None:
         """Take in the id of a job that is at the backend, and note it; also called by `adoption`."""
         self._backoff.reset()
         self.has_id(job, job_id)
-        job.spec = replace(job.spec, env={})  # an inline payload is not needed any more, and may be large
+        job.spec = replace(job.spec, env=_NO_ENV)  # an inline payload is not needed any more, and may be large
         if not job.is_settled:
             job.left.add(key := self.storage.keys.job_id(job.name))
-            await self.storage.insist(f"note an id at {key}", self.storage.store.put, key, job_id.encode())
+            await self._note(key, job_id)
         if job.is_settled:  # its results came before the answer, or while the id was noted
             self.outcomes.clean(job)
+            self.ledger.rest(job)
         self.ledger.notify()
+
+    async def _note(self, key: str, job_id: str) -> None:
+        """Write down the id of a job, and with it all ids that came while earlier ones were written."""
+        self._unnoted[key] = job_id.encode()
+        async with self._noting:
+            if key in self._unnoted:  # else another sender has written it with its own
+                ids, self._unnoted = self._unnoted, {}
+                await self.storage.insist(f"note {len(ids)} ids, such as {key}", self.storage.put_all, ids)
 
     def has_id(self, job: Job, job_id: str) -> None:
         """Give the job and its elements their ids; also called by `adoption`."""
@@ -256,6 +309,8 @@ class Sending:
 def _for_element(one: Resources, tasks: int, width: int) -> Resources:
     """Return what an element asks for that runs so many tasks, `width` at a time: time for all, and a minute more."""
     rounds = -(-tasks // width)
+    if width == 1 and one.time_limit_s is None:
+        return one
     return replace(
         one,
         cpus=one.cpus * width,

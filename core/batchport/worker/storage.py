@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
@@ -50,6 +50,11 @@ class Storage:
     async def get_all(self, keys: Iterable[str]) -> list[bytes | None]:
         """Read several objects in one thread. Raises StoreError."""
         return await self.do(lambda: [self.store.get(key) for key in keys])
+
+    def put_all(self, objects: Mapping[str, bytes]) -> None:
+        """Write several objects; for `do` and `insist`."""
+        for key, data in objects.items():
+            self.store.put(key, data)
 
     def throw_away(self, keys: Iterable[str]) -> None:
         """Mark objects for the next `tidy`."""

@@ -72,10 +72,11 @@ def failure_of_evidence(element: Element, resources: Resources, envelope: Envelo
     """
     status = element.status
     said = status.reason if status is not None else None
+    backend = _backend_says(status, told=f"{envelope.fields['evidence']}\n{output_of(envelope)}\n")
     if envelope.fields.get("reason") is not None or said is None:
-        return _from_runner(envelope, Reason.RUNNER_CRASH, _backend_says(status))
+        return _from_runner(envelope, Reason.RUNNER_CRASH, backend)
     words = _from_runner(envelope, said)
-    evidence = "\n".join(filter(None, (_backend_says(status), words.message, words.evidence)))
+    evidence = "\n".join(filter(None, (backend, words.message, words.evidence)))
     return Failure(said, _sentence(element, said, resources), evidence, _ADVICE.get(said, words.advice))
 
 
@@ -95,14 +96,14 @@ def failure_of_job(element: Element, verdict: Verdict, rules: Rules, resources: 
             Reason.LOST,
             f"{_job(element)} succeeded by the backend's word, but left no result.",
             f"No result came within {rules.grace_s:g} s.\n{backend}".strip(),
-            f"Check that jobs see the same store as this process: {store}",
+            f"Check that {store} is the same store for jobs as for this process.",
         )
     if status is not None and status.exit_code == NO_STORE:
         return Failure(
             Reason.ENVIRONMENT,
             f"{_job(element)} could not use the store.",
             backend,
-            f"Check that jobs can read and write {store}",
+            f"Check that jobs can read and write {store} from where they run.",
         )
     reason = _reason(status)
     return Failure(reason, _sentence(element, reason, resources), backend, _ADVICE.get(reason, ""))
@@ -145,8 +146,7 @@ def unreadable(what: str, error: Exception) -> Failure:
 
 
 def _job(element: Element) -> str:
-    called = {element.id, element.name, element.job.name}
-    return f"Job {element.name}" if len(called) == 1 else f"Job {element.name} ({element.id})"
+    return f"Job {element.name}" if element.name == element.id else f"Job {element.name} ({element.id})"
 
 
 def _reason(status: JobStatus | None) -> Reason:
@@ -180,12 +180,16 @@ def _from_runner(envelope: Envelope, otherwise: Reason, backend: str = "") -> Fa
     return Failure(reason, str(fields["message"]), evidence, str(fields["advice"]), exception)
 
 
-def _backend_says(status: JobStatus | None) -> str:
+def _backend_says(status: JobStatus | None, told: str = "") -> str:
+    """Return the backend's word and evidence, without the lines, whole or cut off in front, that `told` has."""
     if status is None:
         return ""
     words = [status.state.value, status.reason.value if status.reason else ""]
     words.append(f"exit code {status.exit_code}" if status.exit_code is not None else "")
-    return "\n".join(filter(None, (f"the backend says: {', '.join(filter(None, words))}", status.evidence.strip())))
+    lines = [line for line in status.evidence.strip().splitlines() if f"{line}\n" not in told]
+    if told and lines and lines[-1].endswith(":"):
+        lines.pop()  # it announced what is told already
+    return "\n".join((f"the backend says: {', '.join(filter(None, words))}", *lines))
 
 
 def output_of(envelope: Envelope) -> str:
