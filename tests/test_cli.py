@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+PROGRAM = "from batchport.cli import main\nsys.argv[0] = 'batchport'\nmain()"
+
 
 def _batchport(*words: str, before: str = "") -> subprocess.CompletedProcess[str]:
-    program = f"import sys\n{before}\nfrom batchport.cli import main\nsys.argv[0] = 'batchport'\nmain()"
-    return subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+    argv = [sys.executable, "-c", f"import sys\n{before}\n{PROGRAM}", *words]
+    return subprocess.run(argv, capture_output=True, text=True, check=False)
 
 
 def test_the_doctor_looks_at_the_local_backend(tmp_path: Path) -> None:
@@ -56,3 +59,16 @@ def test_without_its_extra_the_demo_says_what_to_install() -> None:
         1,
         "batchport: the demo needs copier; install it with: pip install 'batchport[demo]'\n",
     )
+
+
+def test_a_demo_that_is_told_to_end_leaves_nothing_and_says_nothing(tmp_path: Path) -> None:
+    argv = [sys.executable, "-c", f"import sys\n{PROGRAM}", "demo"]
+    env = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as demo:
+        assert demo.stdout
+        assert any(line.startswith("2. Run its conformance suite") for line in demo.stdout)
+        assert any(line.startswith("    ") for line in demo.stdout), "the suite prints nothing"
+        demo.terminate()
+        _, err = demo.communicate()
+    assert (demo.returncode, err) == (143, "")
+    assert list(tmp_path.glob("batchport-demo-*")) == []

@@ -53,14 +53,20 @@ def demo(
         from batchport.demo import run_demo
     except ImportError as error:
         raise UsageError(f"the demo needs {error.name}; install it with: pip install 'batchport[demo]'") from error
-    signal.signal(signal.SIGTERM, _as_ctrl_c)
-    run_demo(keep=keep)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        run_demo(keep=keep)
+    except _Terminated:
+        raise typer.Exit(128 + signal.SIGTERM) from None
 
 
-def _as_ctrl_c(number: int, _frame: object) -> None:
-    """End as Ctrl-C does, so that jobs and folder go too; a second signal must not break that off."""
-    signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends the demo as Ctrl-C does, so that jobs and folder go too."""
+
+
+def _terminate(number: int, _frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not break off what the first began
+    raise _Terminated
 
 
 @_app.command()

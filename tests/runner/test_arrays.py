@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Wait = Callable[[Callable[[], object]], None]
 
 RESEND = (
-    "The store lost or changed what the worker wrote: submit the task again, and check the store if it happens again"
+    "The store lost or changed what the worker wrote: submit the task again, and check the store if it happens again."
 )
 
 
@@ -126,8 +126,8 @@ def test_an_element_that_cannot_tell_which_it_is_says_so(job: Job, said: str | N
     fields = job.fields("evidence")
     assert (fields["reason"], fields["message"], fields["advice"]) == (
         "ENVIRONMENT",
-        message,
-        "The adapter's limits must say what the backend does: `array_index` is the variable, `array_base` the first",
+        f"{message}.",
+        "The adapter's limits must say what the backend does: `array_index` is the variable, `array_base` the first.",
     )
 
 
@@ -188,7 +188,7 @@ def test_another_jobs_array_is_refused(job: Job) -> None:
     job.element(1)
     assert job.run()[0] == 1
     fields = job.fields("evidence", 1)
-    assert fields["message"] == "the job's payload is another job's: it belongs to cube-8, and this is square-7"
+    assert fields["message"] == "The job's payload is another job's: it belongs to cube-8, and this is square-7."
     assert (fields["reason"], fields["advice"]) == ("PAYLOAD", RESEND)
 
 

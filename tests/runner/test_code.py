@@ -21,7 +21,7 @@ BY_NAME = b"ctheir_package.part\nf\n."
 """A function pickled by reference, as one of an importable module is."""
 PACKAGE = {"their_package/__init__.py": "", "their_package/part.py": "def f(*args): return 'theirs', *args, __file__"}
 RESEND = (
-    "The store lost or changed what the worker wrote: submit the task again, and check the store if it happens again"
+    "The store lost or changed what the worker wrote: submit the task again, and check the store if it happens again."
 )
 
 
@@ -135,7 +135,7 @@ def test_a_zip_that_would_write_outside_its_folder_is_refused(job: Job, folder: 
     job.offer(lambda: 1, lambda: 2, code=[digest])
     assert job.run()[0] == 1
     assert job.left() == [(0, "evidence"), (1, "evidence")]
-    message = f"the code that came along, ann/blobs/{digest}, would write to {name!r}, outside of its folder"
+    message = f"The code that came along, ann/blobs/{digest}, would write to {name!r}, outside of its folder."
     assert told(job.fields("evidence", 1)) == ("PAYLOAD", message, RESEND)
     assert list(folder.iterdir()) == []
 
@@ -144,7 +144,7 @@ def test_a_zip_that_is_missing_fails_every_task(job: Job, folder: Path) -> None:
     job.offer(lambda: 1, lambda: 2, code=[job.zip(PACKAGE), "gone"])
     assert job.run()[0] == 1
     assert job.left() == [(0, "evidence"), (1, "evidence")]
-    message = "the code that came along, ann/blobs/gone, is not in the store"
+    message = "The code that came along, ann/blobs/gone, is not in the store."
     assert told(job.fields("evidence")) == ("PAYLOAD", message, RESEND)
     assert list(folder.iterdir()) == []
 
@@ -175,7 +175,7 @@ def test_a_zip_that_is_damaged_says_so(job: Job, folder: Path, at: int) -> None:
     assert job.run()[0] == 1
     reason, message, advice = told(job.fields("evidence"))
     assert (reason, advice) == ("PAYLOAD", RESEND)
-    assert message.startswith("the code that came along, ann/blobs/zip, is damaged: ")
+    assert message.startswith("The code that came along, ann/blobs/zip, is damaged: ")
 
 
 def test_code_that_finds_no_room_says_where(job: Job, folder: Path) -> None:
@@ -184,6 +184,6 @@ def test_code_that_finds_no_room_says_where(job: Job, folder: Path) -> None:
     assert job.run()[0] == 1
     assert told(job.fields("evidence")) == (
         "ENVIRONMENT",
-        "the code that came along cannot be unzipped in the job: [Errno 28] No space left on device",
-        "Point TMPDIR to a folder of the job's machine that has room, in the worker's `setup`",
+        "The code that came along cannot be unzipped in the job: [Errno 28] No space left on device.",
+        "Point TMPDIR to a folder of the job's machine that has room, in the worker's `setup`.",
     )

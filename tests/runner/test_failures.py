@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Wait = Callable[[Callable[[], object]], None]
 
 RESEND = (
-    "The store lost or changed what the worker wrote: submit the task again, and check the store if it happens again"
+    "The store lost or changed what the worker wrote: submit the task again, and check the store if it happens again."
 )
 HERE = f"{sys.executable}, Python {sys.version.split()[0]}, on {os.uname().nodename}"
 
@@ -42,8 +42,8 @@ def test_an_exception_travels_as_itself_with_its_traceback(job: Job) -> None:
     fields = job.fields("exception")
     assert told(fields) == (
         "USER_ERROR",
-        "the function raised ValueError: bad input",
-        "The traceback is the job's: look there first",
+        "The function raised ValueError: bad input.",
+        "The traceback is the job's: look there first.",
     )
     assert fields["type"] == "ValueError"
     lines = fields["evidence"].splitlines()
@@ -62,7 +62,7 @@ def test_what_was_printed_before_an_exception_is_kept(job: Job) -> None:
     job.offer(f)
     job.run()
     assert job.output() == "before\n"
-    assert job.fields("exception")["message"] == "the function raised ValueError"
+    assert job.fields("exception")["message"] == "The function raised ValueError."
 
 
 def test_an_exception_that_cannot_be_pickled_comes_in_words(job: Job) -> None:
@@ -73,7 +73,7 @@ def test_an_exception_that_cannot_be_pickled_comes_in_words(job: Job) -> None:
     assert job.run()[0] == 1
     fields = job.fields("exception")
     assert fields["reason"] == "USER_ERROR"
-    assert fields["message"].startswith("the function raised ValueError: ('holds', <generator object")
+    assert fields["message"].startswith("The function raised ValueError: ('holds', <generator object")
     assert job.read("result").parts[0] == b""
 
 
@@ -87,7 +87,7 @@ def test_an_exception_that_cannot_be_unpickled_comes_in_words(job: Job) -> None:
 
     job.offer(f)
     assert job.run()[0] == 1
-    assert job.fields("exception")["message"].endswith(".TwoArgumentsError: ab")
+    assert job.fields("exception")["message"].endswith(".TwoArgumentsError: ab.")
     assert job.read("result").parts[0] == b""
 
 
@@ -102,7 +102,7 @@ def test_an_exception_whose_str_raises_is_told_all_the_same(job: Job) -> None:
 
     job.offer(f)
     assert job.run()[0] == 1
-    assert job.fields("exception")["message"] == "the function raised ShyError: (its str() raises)"
+    assert job.fields("exception")["message"] == "The function raised ShyError: (its str() raises)."
 
 
 @pytest.mark.parametrize(("code", "said"), [(3, "3"), (0, "0"), (None, ""), ("no input", "'no input'")])
@@ -111,8 +111,8 @@ def test_sys_exit_is_a_failure(job: Job, code: object, said: str) -> None:
     assert job.run()[0] == 1
     assert told(job.fields("exception")) == (
         "USER_ERROR",
-        f"the function called sys.exit({said})",
-        "Return or raise instead: sys.exit gives no result",
+        f"The function called sys.exit({said}).",
+        "Return or raise instead: sys.exit gives no result.",
     )
     assert job.read("result").parts[0] == b"", "raised in the host, it would end the host"
 
@@ -128,8 +128,8 @@ def test_os_exit_is_a_crash(job: Job) -> None:
     fields = job.fields("evidence")
     assert told(fields) == (
         "RUNNER_CRASH",
-        "the task's process ended with exit code 7 before the function returned",
-        "Look for os._exit, or a library that ends the process; its last lines may say why",
+        "The task's process ended with exit code 7 before the function returned.",
+        "Look for os._exit, or a library that ends the process; its last lines may say why.",
     )
     assert (fields["exit_code"], fields["evidence"], job.output()) == (7, "last words", "last words\n")
 
@@ -140,8 +140,8 @@ def test_a_segmentation_fault_is_named_and_shows_the_python_stack(job: Job) -> N
     fields = job.fields("evidence")
     assert told(fields) == (
         "RUNNER_CRASH",
-        "the task's process was ended by SIGSEGV (Segmentation fault)",
-        "Compiled code crashed: the Python stack in the evidence shows which call",
+        "The task's process was ended by SIGSEGV (Segmentation fault).",
+        "Compiled code crashed: the Python stack in the evidence shows which call.",
     )
     assert fields["exit_code"] == 128 + signal.SIGSEGV
     assert "in string_at" in fields["evidence"]
@@ -154,8 +154,8 @@ def test_sigkill_leaves_the_reason_to_the_backend(job: Job) -> None:
     fields = job.fields("evidence")
     assert told(fields) == (
         None,
-        "the task's process was ended by SIGKILL (Killed)",
-        "Somebody sent it, or the machine ran out of memory: look at the backend's and the kernel's log",
+        "The task's process was ended by SIGKILL (Killed).",
+        "Somebody sent it, or the machine ran out of memory: look at the backend's and the kernel's log.",
     )
     assert fields["exit_code"] == 137
 
@@ -177,8 +177,8 @@ def test_sigkill_with_a_kill_counted_by_the_cgroup_is_out_of_memory(job: Job, tm
     assert job.run()[0] == 1
     assert told(job.fields("evidence", 0)) == (
         "OUT_OF_MEMORY",
-        "the task's process was ended by SIGKILL (Killed) because its memory was used up",
-        "Ask for more with memory_mib, or split the work",
+        "The task's process was ended by SIGKILL (Killed) because its memory was used up.",
+        "Ask for more with memory_mib, or split the work.",
     )
     assert job.fields("evidence", 1)["reason"] is None
 
@@ -188,8 +188,8 @@ def test_memory_error_is_out_of_memory(job: Job) -> None:
     assert job.run()[0] == 1
     assert told(job.fields("exception")) == (
         "OUT_OF_MEMORY",
-        "the function ran out of memory: MemoryError",
-        "Ask for more with memory_mib, or split the work",
+        "The function ran out of memory: MemoryError.",
+        "Ask for more with memory_mib, or split the work.",
     )
     assert isinstance(cloudpickle.loads(job.read("result").parts[0]), MemoryError)
 
@@ -199,6 +199,7 @@ def test_a_task_is_ended_at_its_time_limit_and_the_evidence_shows_where_it_was(j
         def the_slow_part() -> None:
             time.sleep(300)
 
+        print("page 12")
         the_slow_part()
 
     job.offer(f, time_limit_s=1)
@@ -206,10 +207,14 @@ def test_a_task_is_ended_at_its_time_limit_and_the_evidence_shows_where_it_was(j
     fields = job.fields("evidence")
     assert told(fields) == (
         "TIMEOUT",
-        "the task ran longer than its time limit of 1 s and was ended",
-        "Ask for more with time_limit_s, or split the work",
+        "The task ran longer than its time limit of 1 s and was ended.",
+        "Ask for more with time_limit_s, or split the work.",
     )
-    assert "in the_slow_part" in fields["evidence"]
+    lines = fields["evidence"].splitlines()
+    assert lines[:2] == ["page 12", "It was here:"]
+    assert "in the_slow_part" in lines[3]
+    assert len(lines) == 5, "a heading, the_slow_part and f, and no frame of the runner's"
+    assert job.output().splitlines() == lines
     assert fields["exit_code"] == 128 + signal.SIGTERM
 
 
@@ -240,10 +245,10 @@ def test_a_result_that_cannot_be_pickled_is_named_by_its_type(job: Job) -> None:
     assert told(fields) == (
         "USER_ERROR",
         (
-            "the function returned a value of type generator that cannot be pickled: "
-            "TypeError: cannot pickle 'generator' object"
+            "The function returned a value of type generator that cannot be pickled: "
+            "TypeError: cannot pickle 'generator' object."
         ),
-        "Return something that can be pickled, such as a list for a generator or a path for an open file",
+        "Return something that can be pickled, such as a list for a generator or a path for an open file.",
     )
     assert job.read("result").parts[0] == b""
 
@@ -266,8 +271,8 @@ def test_a_runner_that_is_told_to_end_leaves_evidence_and_starts_nothing_more(
     assert job.left() == [(0, "evidence")]
     assert told(job.fields("evidence")) == (
         None,
-        f"the job was told to end by {number.name} while the task ran",
-        "The backend knows why: a cancel, its time limit, or a lost machine",
+        f"The job was told to end by {number.name} while the task ran.",
+        "The backend knows why: a cancel, its time limit, or a lost machine.",
     )
 
 
@@ -287,7 +292,7 @@ def test_a_damaged_payload_fails_every_task(job: Job, *, inline: bool) -> None:
     assert job.left() == ([(0, "evidence"), (1, "evidence")] if inline else [(0, "evidence")])
     reason, message, advice = told(job.fields("evidence"))
     assert (reason, advice) == ("PAYLOAD", RESEND)
-    assert message.startswith(f"the job's payload is damaged or missing: the {'payload' if inline else 'manifest'} of")
+    assert message.startswith(f"The job's payload is damaged or missing: the {'payload' if inline else 'manifest'} of")
     assert "its digest does not match its" in message
 
 
@@ -297,7 +302,7 @@ def test_a_payload_that_is_no_base64_is_damaged(job: Job) -> None:
     assert job.run()[0] == 1
     reason, message, _ = told(job.fields("evidence"))
     assert reason == "PAYLOAD"
-    assert message.startswith("the job's payload is damaged or missing: ")
+    assert message.startswith("The job's payload is damaged or missing: ")
 
 
 def test_an_inline_payload_that_did_not_come_is_missed(job: Job) -> None:
@@ -307,8 +312,8 @@ def test_an_inline_payload_that_did_not_come_is_missed(job: Job) -> None:
     assert told(job.fields("evidence")) == (
         "PAYLOAD",
         (
-            "the job's payload is damaged or missing: "
-            "BATCHPORT_PAYLOAD, which should hold it, is not in the job's environment"
+            "The job's payload is damaged or missing: "
+            "BATCHPORT_PAYLOAD, which should hold it, is not in the job's environment."
         ),
         RESEND,
     )
@@ -319,7 +324,7 @@ def test_another_jobs_payload_is_refused(job: Job) -> None:
     assert job.run()[0] == 1
     assert told(job.fields("evidence")) == (
         "PAYLOAD",
-        "the job's payload is another job's: it belongs to cube-8, and this is square-7",
+        "The job's payload is another job's: it belongs to cube-8, and this is square-7.",
         RESEND,
     )
 
@@ -332,7 +337,7 @@ def test_a_payload_with_other_tasks_than_the_manifest_is_refused(job: Job) -> No
     assert job.left() == [(0, "evidence"), (1, "evidence")]
     assert told(job.fields("evidence", 1)) == (
         "PAYLOAD",
-        "the job's payload is damaged or missing: its tasks are not those of the job's manifest",
+        "The job's payload is damaged or missing: its tasks are not those of the job's manifest.",
         RESEND,
     )
 
@@ -343,7 +348,7 @@ def test_a_blob_that_is_missing_fails_its_task_only(job: Job) -> None:
     assert job.left() == [(0, "evidence"), (1, "result")]
     assert told(job.fields("evidence")) == (
         "PAYLOAD",
-        "the task's function or an argument is not in the store: ann/blobs/gone",
+        "The task's function or an argument is not in the store: ann/blobs/gone.",
         RESEND,
     )
 
@@ -367,7 +372,7 @@ def test_bytes_that_are_no_pickle_are_damaged(job: Job) -> None:
     assert job.run()[0] == 1
     reason, message, advice = told(job.fields("evidence"))
     assert (reason, advice) == ("PAYLOAD", RESEND)
-    assert message.startswith("argument 1 is damaged: ")
+    assert message.startswith("Argument 1 is damaged: ")
 
 
 def test_another_python_is_refused_before_anything_is_unpickled(job: Job) -> None:
@@ -377,8 +382,8 @@ def test_another_python_is_refused_before_anything_is_unpickled(job: Job) -> Non
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     assert told(job.fields("evidence")) == (
         "ENVIRONMENT",
-        f"the task was pickled by Python 3.9, and the job runs Python {here}, which cannot run its code",
-        "Set the worker's `python` to an interpreter of that version, or submit from a Python of the job's",
+        f"The task was pickled by Python 3.9, and the job runs Python {here}, which cannot run its code.",
+        "Set the worker's `python` to an interpreter of that version, or submit from a Python of the job's.",
     )
     assert job.fields("evidence", 1)["evidence"] == HERE
 
@@ -389,8 +394,8 @@ def test_another_major_cloudpickle_is_refused_before_anything_is_unpickled(job: 
     ours = cloudpickle.__version__
     assert told(job.fields("evidence")) == (
         "ENVIRONMENT",
-        f"the task was pickled by cloudpickle 2.2.1, and the job has cloudpickle {ours}, which cannot read it",
-        "Install it in the job's Python: cloudpickle==2.2.1",
+        f"The task was pickled by cloudpickle 2.2.1, and the job has cloudpickle {ours}, which cannot read it.",
+        "Install cloudpickle==2.2.1 in the job's Python.",
     )
 
 
@@ -403,10 +408,10 @@ def test_another_minor_cloudpickle_is_blamed_if_unpickling_fails(job: Job) -> No
     job.offer(b"garbage", cloudpickle="3.999.0")
     assert job.run()[0] == 1
     reason, message, advice = told(job.fields("evidence"))
-    assert (reason, advice) == ("ENVIRONMENT", "Install it in the job's Python: cloudpickle==3.999.0")
+    assert (reason, advice) == ("ENVIRONMENT", "Install cloudpickle==3.999.0 in the job's Python.")
     ours = cloudpickle.__version__
     assert message.startswith(
-        f"the task was pickled by cloudpickle 3.999.0, and the job has cloudpickle {ours}, "
+        f"The task was pickled by cloudpickle 3.999.0, and the job has cloudpickle {ours}, "
         "where it cannot be unpickled: UnpicklingError: "
     )
 
@@ -416,8 +421,8 @@ def test_another_codec_is_refused(job: Job) -> None:
     assert job.run()[0] == 1
     assert told(job.fields("evidence")) == (
         "ENVIRONMENT",
-        "the task was made by 'their own', which this batchport cannot read",
-        "Install the worker's batchport release in the job's Python",
+        "The task was made by 'their own', which this batchport cannot read.",
+        "Install the worker's batchport release in the job's Python.",
     )
 
 
@@ -427,8 +432,11 @@ def test_a_module_that_the_job_lacks_is_named(job: Job) -> None:
     fields = job.fields("evidence")
     assert told(fields) == (
         "ENVIRONMENT",
-        "the job's Python has no module 'not_here', which argument 1 needs",
-        ("Install it where the jobs run, in the job's Python; or name the folder that holds it in the worker's `path`"),
+        "The job's Python has no module 'not_here', which argument 1 needs.",
+        (
+            "Send it along, code=[not_here]; or install it in the job's Python; "
+            "or name the folder that holds it in the worker's `path`."
+        ),
     )
     assert fields["evidence"] == HERE
 
@@ -438,9 +446,9 @@ def test_a_name_that_the_jobs_module_lacks_is_named(job: Job) -> None:
     assert job.run()[0] == 1
     reason, message, advice = told(job.fields("evidence"))
     assert reason == "ENVIRONMENT"
-    assert message.startswith("the job's Python cannot import what the function needs: ")
+    assert message.startswith("The job's Python cannot import what the function needs: ")
     assert "not_there" in message
-    assert advice == "Install it in the job's Python the same release of that module as where the task was submitted"
+    assert advice == "Install that module in the job's Python, in the same release as where the task was submitted."
 
 
 def test_a_job_without_cloudpickle_says_so(job: Job) -> None:
@@ -449,7 +457,7 @@ def test_a_job_without_cloudpickle_says_so(job: Job) -> None:
     assert job.run()[0] == 1
     assert told(job.fields("evidence"))[:2] == (
         "ENVIRONMENT",
-        "the job's Python has no module 'cloudpickle', which the runner needs",
+        "The job's Python has no module 'cloudpickle', which the runner needs.",
     )
 
 
@@ -463,8 +471,8 @@ def test_an_argument_whose_own_unpickling_raises_is_the_users_error(job: Job) ->
     fields = job.fields("evidence")
     assert told(fields) == (
         "USER_ERROR",
-        "argument 1 cannot be unpickled in the job: ValueError: invalid literal for int() with base 10: 'no number'",
-        "Pass something simpler, and make this inside the function",
+        "Argument 1 cannot be unpickled in the job: ValueError: invalid literal for int() with base 10: 'no number'.",
+        "Pass something simpler, and make this inside the function.",
     )
     assert fields["evidence"].endswith("ValueError: invalid literal for int() with base 10: 'no number'\n")
 

@@ -159,7 +159,7 @@ def test_each_task_has_its_own_time_limit(job: Job, hang: Callable[[int], None])
     job.offer((hang, 0), (longer, 1.5), width=2, fields={"time_limit_s": 1})
     assert job.run()[0] == 1
     assert job.fields("evidence")["reason"] == "TIMEOUT"
-    assert job.fields("evidence")["message"] == "the task ran longer than its time limit of 1 s and was ended"
+    assert job.fields("evidence")["message"] == "The task ran longer than its time limit of 1 s and was ended."
     assert job.result(1) == "well"
 
 
@@ -179,7 +179,7 @@ def test_a_runner_that_is_told_to_end_leaves_evidence_of_every_running_task(
     assert job.left() == [(place, "evidence") for place in range(3)]
     for place in range(3):
         fields = job.fields("evidence", place)
-        assert fields["message"] == "the job was told to end by SIGTERM while the task ran"
+        assert fields["message"] == "The job was told to end by SIGTERM while the task ran."
         assert fields["exit_code"] == 137
 
 

@@ -24,7 +24,7 @@ from batchport.runner.child import Answer, Child
 from batchport.runner.memory import out_of_memory_kills
 from batchport.runner.payload import Call, Payload, ReportError
 from batchport.runner.remote import RemoteStore
-from batchport.runner.report import Report
+from batchport.runner.report import Report, readable
 from batchport.store import FolderStore, Keys, OutKey, Store, open_store
 
 __all__ = ["main"]
@@ -302,7 +302,8 @@ class _Pack:
         self.failed = True
         # A signal as a shell says it, since that is how backends say it as well.
         code = 128 - code if code is not None and code < 0 else code
-        self._leave(place, "evidence", task, Answer("evidence", b"", {**report.fields, "exit_code": code}), output)
+        answer = Answer("evidence", b"", {**report.fields, "exit_code": code})
+        self._leave(place, "evidence", task, answer, readable(output))
 
     def _leave_stopped(self, place: int) -> None:
         data = Envelope("stopped", self.job).to_bytes()

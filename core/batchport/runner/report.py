@@ -15,18 +15,18 @@ from typing import NamedTuple
 from batchport.envelope import PYTHON
 from batchport.errors import Reason
 
-__all__ = ["Report"]
+__all__ = ["Report", "readable"]
 
 _EVIDENCE_LINES = 40
 _OWN_FRAMES = (f'  File "{Path(__file__).parent}/', '  File "<frozen runpy>"')
 _ALARM = "Timeout (0:"
 """How faulthandler heads the stack of a task at its time limit, with a time that is no help to anybody."""
+_HERE_IT_WAS = "It was here:\n"
 _LONGEST = 64 << 10
 
 _RESEND = (
     "The store lost or changed what the worker wrote: submit the task again, and check the store if it happens again"
 )
-_INSTALL = "Install it in the job's Python"
 _SAME_PYTHON = "Set the worker's `python` to an interpreter of that version, or submit from a Python of the job's"
 
 
@@ -34,7 +34,8 @@ class Report(NamedTuple):
     """What is said of a task that failed.
 
     `reason` is None where the runner cannot tell, and the backend's own reason decides. `message` is one
-    sentence; `evidence` is what was seen.
+    sentence, without capital and full stop, since the runner's own log puts it after its name; `evidence` is
+    what was seen.
     """
 
     reason: Reason | None
@@ -44,12 +45,12 @@ class Report(NamedTuple):
 
     @property
     def fields(self) -> dict[str, str | None]:
-        """The report as an envelope's fields."""
+        """The report as an envelope's fields, in whole sentences."""
         return {
             "reason": self.reason and self.reason.name,
-            "message": self.message,
+            "message": _sentence(self.message),
             "evidence": self.evidence[-_LONGEST:],
-            "advice": self.advice,
+            "advice": _sentence(self.advice),
         }
 
     @classmethod
@@ -114,7 +115,7 @@ class Report(NamedTuple):
         """Say that the payload is of another cloudpickle; `error` if it was tried."""
         tried = f", where it cannot be unpickled: {describe(error)}" if error else ", which cannot read it"
         message = f"the task was pickled by cloudpickle {made_by}, and the job has cloudpickle {here}{tried}"
-        return cls(Reason.ENVIRONMENT, message, _here(), f"{_INSTALL}: cloudpickle=={made_by}")
+        return cls(Reason.ENVIRONMENT, message, _here(), f"Install cloudpickle=={made_by} in the job's Python")
 
     @classmethod
     def missing(cls, what: str, error: ImportError | AttributeError) -> Report:
@@ -122,12 +123,12 @@ class Report(NamedTuple):
         if isinstance(error, ModuleNotFoundError) and error.name:
             message = f"the job's Python has no module {error.name!r}, which {what} needs"
             advice = (
-                "Install it where the jobs run, in the job's Python; "
+                f"Send it along, code=[{error.name.partition('.')[0]}]; or install it in the job's Python; "
                 "or name the folder that holds it in the worker's `path`"
             )
         else:
             message = f"the job's Python cannot import what {what} needs: {error}"
-            advice = f"{_INSTALL} the same release of that module as where the task was submitted"
+            advice = "Install that module in the job's Python, in the same release as where the task was submitted"
         return cls(Reason.ENVIRONMENT, message, _here(), advice)
 
     @classmethod
@@ -205,10 +206,18 @@ def _here() -> str:
     return f"{sys.executable}, Python {sys.version.split()[0]}, on {os.uname().nodename}"
 
 
+def readable(output: str) -> str:
+    """Return what a task printed, with faulthandler's stack announced in words and without the runner's frames."""
+    lines = [line for line in output.splitlines(keepends=True) if not line.startswith(_OWN_FRAMES)]
+    return "".join(_HERE_IT_WAS if line.startswith(_ALARM) else line for line in lines)
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}{'' if words.endswith(('.', '?', '!')) else '.'}" if words else ""
+
+
 def _last(output: str) -> str:
-    # faulthandler prints the whole stack, down to the runner's own frames.
-    lines = [line for line in output.splitlines() if not line.startswith((*_OWN_FRAMES, _ALARM))]
-    return "\n".join(lines[-_EVIDENCE_LINES:])
+    return "\n".join(readable(output).splitlines()[-_EVIDENCE_LINES:])
 
 
 def _signal_name(number: int | None) -> str:
