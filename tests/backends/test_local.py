@@ -150,6 +150,14 @@ def test_inspecting_a_job_adds_the_end_of_its_log_and_where_it_ran(house: House)
     assert len(status.evidence) < 4500
 
 
+def test_inspecting_a_job_that_printed_nothing_says_so(house: House) -> None:
+    house.submit("silent", "")
+    house.ended("silent")
+    status = house.adapter.inspect_job("silent")
+    assert status
+    assert status.evidence == f"exit code 0, on {os.uname().nodename}\n{house.adapter.jobs}/silent/log is empty"
+
+
 def test_a_job_over_its_time_limit_is_asked_to_end_and_reported_as_timeout(house: House, tmp_path: Path) -> None:
     tidy = "import signal, sys\ndef tidy(*_):\n    " + marking(tmp_path / "mark", "1").replace("\n", "\n    ")
     house.submit("slow", tidy + "sys.exit(3)\nsignal.signal(15, tidy)\n" + SLEEP, Resources(time_limit_s=1))
@@ -393,6 +401,20 @@ def test_closing_removes_what_ended_and_nothing_that_lives(house: House) -> None
     house.ended("lives")
     house.adapter.close()
     assert not house.adapter.jobs.exists()
+
+
+def test_closing_keeps_what_ended_until_a_poll_has_told_it(house: House) -> None:
+    house.submit("untold", "raise SystemExit(7)")
+    until(lambda: house.record("untold")["state"] == "FAILED", "the end of untold")
+    house.adapter.queue_limit = 4
+    house.submit("told", "")  # which counts the queue, and is no poll
+    house.ended("told")
+    house.adapter.close()
+    assert [folder.name for folder in house.adapter.jobs.iterdir()] == ["untold"]
+    again = house.another()
+    assert [status.exit_code for status in again.poll_jobs(["untold"])] == [7]
+    again.close()
+    assert not again.jobs.exists()
 
 
 def test_opening_removes_jobs_of_all_workers_that_ended_a_week_ago(house: House) -> None:

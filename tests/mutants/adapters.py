@@ -7,6 +7,7 @@ other cases see it.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -378,6 +379,16 @@ class CloseEndsJobs(Mutant):
     def close(self) -> None:
         for folder in self.jobs.iterdir():
             self.cancel_job(folder.name)
+
+
+@killed_by("an_end_that_was_not_polled_is_told_after_a_restart")
+class CloseForgetsEnds(Mutant):
+    """Closing the adapter removes all that is known of jobs that ended, polled or not."""
+
+    def close(self) -> None:
+        for folder in self.jobs.iterdir():
+            if any(status.state.is_final for status in self._statuses([folder.name])):
+                shutil.rmtree(folder)
 
 
 @killed_by("an_ended_job_is_found_by_its_name")

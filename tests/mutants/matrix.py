@@ -1,7 +1,8 @@
 """Print which conformance cases each broken adapter fails: `python -m tests.mutants.matrix [MUTANT...]`.
 
 Called by people and by `nox -s long`. Each broken adapter gets a full run of the suite in a pytest of its own.
-Exits 1 if one passes a case that is about it, or fails its control. The table is Markdown, for docs/mutants.md.
+Exits 1 if one passes a case that is about it, or fails its control. The table of all is also written to
+docs/mutants.md, below that page's own words.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tests.mutants.adapters import MUTANTS, Mutant
 from batchport.testing import BackendConformance
 
 ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "mutants.md"
 AT_ONCE = 6
 """Runs at the same time; each of them mostly waits."""
 
@@ -50,7 +52,9 @@ def failed(mutant: type[Mutant]) -> set[str]:
         env = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         ended = subprocess.run([*argv, suite], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
         if not report.exists():
-            raise RuntimeError(f"the suite did not run on {mutant.__name__}:\n{ended.stdout}{ended.stderr}")
+            raise RuntimeError(
+                f"the suite ended with {ended.returncode} on {mutant.__name__}:\n{ended.stdout}{ended.stderr}"
+            )
         cases = list(ET.parse(report).iter("testcase"))
     bad = {case.attrib["name"] for case in cases if {each.tag for each in case} & {"failure", "error"}}
     print(f"{mutant.__name__}: {len(bad)} of {len(cases)}", file=sys.stderr, flush=True)
@@ -76,11 +80,16 @@ def main(*names: str) -> int:
     mutants = [mutant for mutant in MUTANTS if not names or mutant.__name__ in names]
     with ThreadPoolExecutor(AT_ONCE) as threads:
         matrix = dict(zip(mutants, threads.map(failed, mutants), strict=True))
-    print(table(matrix))
     cases = {name for name in dir(BackendConformance) if name.startswith("test_")}
-    idle = sorted(cases.difference(*matrix.values()))
-    print(f"\n{len(matrix)} broken adapters, {len(cases)} cases. Cases that fail on none of them: ", end="")
-    print(", ".join(map(_words, idle)) or "none", end=".\n")
+    idle = ", ".join(map(_words, sorted(cases.difference(*matrix.values())))) or "none"
+    shown = (
+        f"{table(matrix)}\n\n{len(matrix)} broken adapters, {len(cases)} cases. "
+        f"Cases that fail on none of them: {idle}.\n"
+    )
+    print(shown)
+    if not names:
+        words = PAGE.read_text(encoding="utf-8").partition("\n| ")[0]
+        PAGE.write_text(f"{words}\n{shown}", encoding="utf-8")
     wrong = [
         f"{mutant.__name__} {what}: {', '.join(sorted(which))}"
         for mutant, bad in matrix.items()

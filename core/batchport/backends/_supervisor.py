@@ -5,9 +5,9 @@ module imports neither batchport nor more of the standard library than it must, 
 for every job.
 
 A job's folder holds `script` (what to run), `state` (what `read_record` returns), `log` (what the job
-printed), `cancel` (somebody asked for its end) and `lock` (held while the job is being submitted). An
-array's holds one such folder for each element besides, named by its index; its own supervisor starts
-each element when there are slots for it, and each element then has a supervisor of its own.
+printed), `cancel` (somebody asked for its end), `told` (a poll has reported its end) and `lock` (held while
+the job is being submitted). An array's holds one such folder for each element besides, named by its index; its
+own supervisor starts each element when there are slots for it, and each element then has a supervisor of its own.
 """
 
 # Importing pathlib takes longer than all the rest of this file:

@@ -26,6 +26,8 @@ KEPT_S = 7 * 24 * 3600
 """How long the folder of a job that ended is kept, in seconds, where no worker removes it."""
 LOG_TAIL = 4096
 """How much of the end of a job's log is evidence, in bytes."""
+TOLD = "told"
+"""The file in the folder of a job that says that a poll has reported its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +99,10 @@ class LocalAdapter(BatchWorkerAdapterBase):
         return job.name
 
     def poll_jobs(self, job_ids: Sequence[str]) -> Iterable[JobStatus]:
-        elements = [self.element_id(each, index) for each in job_ids for index in range(self._size(each))]
-        return [status for status in map(self._status, [*job_ids, *elements]) if status]
+        statuses = self._statuses(job_ids)
+        for ended in {status.job_id for status in statuses if status.state.is_final}.intersection(job_ids):
+            self._mark_told(ended)
+        return statuses
 
     def element_id(self, job_id: str, index: int) -> str:
         return f"{job_id}:{index}"
@@ -136,7 +140,8 @@ class LocalAdapter(BatchWorkerAdapterBase):
         return [Check(what, ok, "" if ok else advice) for what, ok, advice in looked_at]
 
     def close(self) -> None:
-        _remove_ended(self.jobs.glob("*"), 0)
+        # The end of any other is news to the worker that starts next under this name.
+        _remove_ended([told.parent for told in self.jobs.glob(f"*/{TOLD}")], 0)
 
     def _folder(self, job_id: str) -> Path:
         return self.jobs.joinpath(*job_id.split(":"))
@@ -150,8 +155,17 @@ class LocalAdapter(BatchWorkerAdapterBase):
         records = {folder.name: _supervisor.read_record(str(folder)) for folder in self.jobs.iterdir()}
         # Most have ended, and need no second look.
         living = [name for name, record in records.items() if record and record["state"] not in _supervisor.FINAL]
-        statuses = [status for status in self.poll_jobs(living) if not status.state.is_final]
+        statuses = [status for status in self._statuses(living) if not status.state.is_final]
         return sum(not self._size(status.job_id) for status in statuses)
+
+    def _statuses(self, job_ids: Sequence[str]) -> list[JobStatus]:
+        """Return the statuses of these jobs and of their elements."""
+        elements = [self.element_id(each, index) for each in job_ids for index in range(self._size(each))]
+        return [status for status in map(self._status, [*job_ids, *elements]) if status]
+
+    def _mark_told(self, job_id: str) -> None:
+        with suppress(OSError):  # removed meanwhile; or it cannot be written, and the folder is kept for longer
+            (self._folder(job_id) / TOLD).touch()
 
     def _status(self, job_id: str) -> JobStatus | None:
         name = job_id.partition(":")[0]

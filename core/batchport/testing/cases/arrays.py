@@ -200,11 +200,11 @@ class ArrayCases(Cases):
             await host.until("one of three tasks to leave its mark", lambda: any(each.read("run") for each in marks))
             index = next(index for index, each in enumerate(marks) if each.read("run"))
             assert await host.worker.cancel(tasks[index])
-            failure = await host.failure(tasks[index])
-            assert failure.reason is Reason.CANCELLED, f"it was cancelled: {failure}"
             await asyncio.to_thread(bench.gone, marks[index], marks[index].read("run")[0])
             for each in marks:
                 each.release()
+            failure = await host.failure(tasks[index])
+            assert failure.reason is Reason.CANCELLED, f"it was cancelled: {failure}"
             for task in tasks[:index] + tasks[index + 1 :]:
                 await host.result(task)
             assert [len(each.read("end")) for each in marks] == [int(other != index) for other in range(3)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from batchport.jobs import JobState
+from batchport.jobs import JobState, JobStatus
 from batchport.testing.bench import Bench, Job
 from batchport.testing.cases.base import Cases
 from batchport.testing.desk import Desk
@@ -43,6 +43,22 @@ class FindingCases(Cases):
         bench.marked(job, "end")
         assert bench.verdict(job).state is JobState.SUCCEEDED
 
+    def test_an_end_that_was_not_polled_is_told_after_a_restart(self, bench: Bench) -> None:
+        """A job that ended without a poll that says so is reported once its adapter is closed and a fresh one opens."""
+        spec, marks = bench.probe("mark=run", "exit=3")
+        with _fresh(bench) as other:
+            job = bench.enter(spec, marks, other)
+            bench.gone(marks, bench.marked(job, "run"))
+            if other.has("inspect_job"):  # which tells, without a poll, when the backend knows of the end
+                bench.until(f"inspect_job to tell the end of job {job.id}", lambda: _is_over(other.inspect(job.id)))
+        with _fresh(bench) as again:
+            status = bench.until(
+                f"a fresh adapter to report the end of job {job.id}, which no poll has reported yet",
+                lambda: found if _is_over(found := again.poll([job.id]).get(job.id)) else None,
+                lambda: again.poll([job.id]) or "it does not know the job",
+            )
+        assert status.state is JobState.FAILED, f"job {job.id} exited with 3: {status}"
+
     def test_a_living_job_is_found_by_its_name(self, bench: Bench) -> None:
         """find_jobs gives the id of a job that runs, and only that one."""
         _needs_find_jobs(bench)
@@ -73,6 +89,10 @@ class FindingCases(Cases):
 
 def _fresh(bench: Bench) -> Desk:
     return Desk(bench.backend.adapter(), bench.patience_s)
+
+
+def _is_over(status: JobStatus | None) -> bool:
+    return status is not None and status.state.is_final
 
 
 def _needs_find_jobs(bench: Bench) -> None:
