@@ -319,6 +319,9 @@ class Keys:
     out/JOB.PLACE.evidence.ATTEMPT    how a task died, by one attempt
     out/JOB.PLACE.second.ATTEMPT      a run whose result came second
     stops/JOB.PLACE                   a stop marker: do not start this task, or end it
+    waiting/SEGMENT                   bytes of calls that wait in a host for their turn
+    run                               eight characters, those of a durable host's run, and whose it is
+    outcomes/RUN.CALL.FUNCTION        what a call of that run came to, until it is forgotten
     epochs/NUMBER                     one for each start of the worker
     birth                             eight characters, for ever unique to this store and worker
     """
@@ -333,6 +336,9 @@ class Keys:
         self.ids = f"{worker}/ids"
         self.blobs = f"{worker}/blobs"
         self.arrays = f"{worker}/arrays"
+        self.segments = f"{worker}/waiting"
+        self.run = f"{worker}/run"
+        self.outcomes = f"{worker}/outcomes"
 
     def manifest(self, job: str) -> str:
         return f"{self.manifests}/{job}"
@@ -345,6 +351,12 @@ class Keys:
 
     def blob(self, digest: str) -> str:
         return f"{self.blobs}/{digest}"
+
+    def waiting(self, segment: str) -> str:
+        return f"{self.segments}/{segment}"
+
+    def outcome(self, task_id: str) -> str:
+        return f"{self.outcomes}/{task_id}"
 
     def epoch(self, number: int) -> str:
         return f"{self.epochs}/{number:08d}"

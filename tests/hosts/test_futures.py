@@ -75,7 +75,7 @@ def test_a_memory_error_of_the_function_arrives_as_itself(executor: BatchExecuto
 def test_sys_exit_in_the_function_arrives_in_words(executor: BatchExecutor) -> None:
     error = failure_of(executor, sys.exit, 3)
     assert error.failure.reason is Reason.USER_ERROR
-    assert error.failure.message == "the function called sys.exit(3)"
+    assert error.failure.message == "The function called sys.exit(3)."
 
 
 def test_a_process_that_dies_arrives_as_a_failure_with_evidence_and_advice(executor: BatchExecutor) -> None:
@@ -114,7 +114,7 @@ def test_an_exception_that_cannot_be_unpickled_here_arrives_in_words(
     error = failure_of(executor, go_wrong)
     assert error.failure.reason is Reason.USER_ERROR
     words = f"The exception itself cannot be unpickled here ({type(how).__name__}: {how})."
-    assert error.failure.advice == f"{words} The traceback is the job's: look there first"
+    assert error.failure.advice == f"{words} The traceback is the job's: look there first."
     assert ", in go_wrong" in str(error)
 
 

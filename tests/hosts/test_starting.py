@@ -81,8 +81,8 @@ def test_an_option_that_makes_no_sense() -> None:
     assert refusal("local", max_jobs=0) == "max_jobs=0: must be at least 1"
 
 
-def test_a_name_that_cannot_be_used() -> None:
-    assert refusal("local", name="my/name") == (
+def test_a_name_that_cannot_be_used(tmp_path: Path) -> None:
+    assert refusal("local", tmp_path / "store", name="my/name") == (
         "a worker can't be called 'my/name': use 1 to 40 of the characters A-Z a-z 0-9 _ -, "
         "with a letter or digit at both ends"
     )

@@ -6,7 +6,9 @@ Made by executor.py, settled by `_loop.py`.
 from __future__ import annotations
 
 import pickle
+import threading
 import traceback
+from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -44,10 +46,20 @@ class TaskFuture(Future[T]):
     """
 
     def __init__(self, task_id: str, loop: WorkerLoop) -> None:
-        super().__init__()
+        # All that the base class's own would set, but for what `_MADE_WHEN_NEEDED` names, which takes 1.4 KB.
+        self._state = "PENDING"
+        self._result = None
+        self._exception = None
         self.task_id = task_id
         self._loop = loop
         self._output: str | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        # Called only for what is not there yet. Nobody waits for most of many futures, one by one.
+        if name not in _MADE_WHEN_NEEDED:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+        with _making:
+            return self.__dict__.setdefault(name, _MADE_WHEN_NEEDED[name]())
 
     def cancel(self) -> bool:
         """End the task, whether or not it runs; return False only if it is done already.
@@ -60,6 +72,14 @@ class TaskFuture(Future[T]):
             self.set_running_or_notify_cancel()
             self._loop.cancel(self.task_id)
         return True
+
+    def abandon(self) -> None:
+        """Be cancelled although the task is not: it lives on, and another start of the script gets its outcome.
+
+        Called by whoever took the future from the loop.
+        """
+        super().cancel()
+        self.set_running_or_notify_cancel()
 
     def running(self) -> bool:
         """Return whether the task's job runs, as far as is known; the tasks of a pack all run or none."""
@@ -86,6 +106,7 @@ class TaskFuture(Future[T]):
         value: Any = None
         error: Exception | None
         if isinstance(end, Outcome):
+            self.keep_output(end.output)
             value, error = _opened(end)
         else:
             error = end
@@ -96,6 +117,14 @@ class TaskFuture(Future[T]):
                 self.set_exception(error)
         except InvalidStateError:
             self.set_running_or_notify_cancel()
+
+
+_MADE_WHEN_NEEDED: dict[str, Callable[[], Any]] = {
+    "_condition": threading.Condition,
+    "_waiters": list,
+    "_done_callbacks": list,
+}
+_making = threading.RLock()
 
 
 def _opened(outcome: Outcome) -> tuple[Any, Exception | None]:
