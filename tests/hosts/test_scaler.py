@@ -1,0 +1,353 @@
+"""A Scaler cluster whose worker is ours: a real client, scheduler and object storage, and jobs of LocalAdapter's."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import closing, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+
+from batchport.backends.local import LocalAdapter, Options
+from batchport.errors import UsageError
+from batchport.store import Keys, open_store
+
+if find_spec("scaler") is None:
+    missing = "opengris-scaler is not installed: uv sync --all-groups --all-extras, or pip install 'batchport[scaler]'"
+    if os.environ.get("CI") == "true":  # what is not tested in CI is not tested anywhere
+        pytest.fail(missing)
+    pytest.skip(missing, allow_module_level=True)
+
+from scaler import Client, Serializer
+
+from batchport.hosts.scaler import SchedulerLostError, serve
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+NAME = "from-scaler"
+Eventually = Callable[..., None]
+
+
+class Broken(Exception):  # noqa: N818 - a user's own
+    pass
+
+
+class Reversing(Serializer):  # type: ignore[misc] # scaler ships no types
+    """A user's own serializer."""
+
+    @staticmethod
+    def serialize(obj: Any) -> bytes:
+        return bytes(reversed(cloudpickle.dumps(obj)))
+
+    @staticmethod
+    def deserialize(payload: bytes) -> Any:
+        return cloudpickle.loads(bytes(reversed(payload)))
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def hold(folder: str, number: int, data: bytes = b"") -> int:
+    """Leave a mark with this process's id, and wait until there is a file called go."""
+    with Path(folder, f"ran-{number}").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    while not Path(folder, "go").exists():
+        time.sleep(0.05)
+    return number + len(data)
+
+
+def raise_broken() -> None:
+    raise Broken("words of the function's own")
+
+
+def kill_itself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def free_address() -> str:
+    with closing(socket.socket()) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{sock.getsockname()[1]}"
+
+
+def is_open(address: str) -> bool:
+    host, port = address.removeprefix("tcp://").split(":")
+    with closing(socket.socket()) as sock:
+        return sock.connect_ex((host, int(port))) == 0
+
+
+@contextmanager
+def running(command: str, address: str, *options: str, log: Path) -> Iterator[None]:
+    """Run one of upstream's servers, by the command that upstream gives it."""
+    argv = (str(Path(sys.executable).parent / command), address, *options, "--logging-paths", "/dev/stdout")
+    with log.open("wb") as file, subprocess.Popen(argv, stdout=file, stderr=subprocess.STDOUT) as process:
+        try:
+            deadline = time.monotonic() + 20
+            while not is_open(address):
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.05)
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+@contextmanager
+def new_scheduler(logs: Path) -> Iterator[str]:
+    """Give the address of a scheduler that has an object storage server and no worker."""
+    storage, scheduler = free_address(), free_address()
+    options = ("--object-storage-address", storage, "--monitor-address", free_address())
+    with (
+        running("scaler_object_storage_server", storage, log=logs / "storage"),
+        running("scaler_scheduler", scheduler, *options, log=logs / "scheduler"),
+    ):
+        yield scheduler
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One for all tests that need no other worker, and none less."""
+    with new_scheduler(tmp_path_factory.mktemp("logs")) as scheduler:
+        yield scheduler
+
+
+class Worker:
+    """Our worker, in a thread with a loop of its own."""
+
+    def __init__(self, scheduler: str, folder: Path) -> None:
+        self.store, self._jobs, self._scheduler = str(folder / "store"), str(folder / "jobs"), scheduler
+        self.ended: Future[None] = Future()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            try:
+                runner.run(self._serve())
+            except asyncio.CancelledError:
+                self.ended.set_result(None)
+            except Exception as error:  # noqa: BLE001 - whoever waits for it raises it
+                self.ended.set_exception(error)
+            else:
+                self.ended.set_result(None)
+
+    async def _serve(self) -> None:
+        self._task = asyncio.current_task()
+        adapter = LocalAdapter(Options(folder=self._jobs, slots=4))
+        fast: dict[str, Any] = {"poll_s": (0.1, 1), "results_s": 0.05, "grace_s": 2}
+        await serve(self._scheduler, adapter, self.store, NAME, max_jobs=4, **fast)
+
+    def stop(self) -> None:
+        assert self._task is not None
+        if not self.ended.done():
+            self._loop.call_soon_threadsafe(self._task.cancel)
+        self._thread.join()
+
+
+@pytest.fixture(scope="module")
+def worker(scheduler: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    worker = Worker(scheduler, tmp_path_factory.mktemp("worker"))
+    yield worker
+    worker.stop()
+    worker.ended.result()
+
+
+@pytest.fixture
+def client(scheduler: str, worker: Worker) -> Iterator[Client]:
+    with Client(scheduler) as client:
+        yield client
+
+
+def test_fifty_calls_of_a_map_come_back_in_order(client: Client) -> None:
+    assert client.map(square, range(50)) == [number * number for number in range(50)]
+
+
+def test_the_worker_of_the_page_on_running_serves_a_client(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "running.md").read_text("utf-8")
+    (script,) = re.findall(r"```python\n([^`]*hosts\.scaler[^`]*)```", page)
+    with new_scheduler(tmp_path) as scheduler:
+        assert "tcp://127.0.0.1:6378" in script
+        command = (sys.executable, "-c", script.replace("tcp://127.0.0.1:6378", scheduler))
+        with subprocess.Popen(command, cwd=tmp_path) as worker:
+            client = Client(scheduler)
+            assert client.map(square, range(5)) == [0, 1, 4, 9, 16]
+            client.shutdown()
+            assert worker.wait(20) == 0
+
+
+def test_a_short_tasks_result_comes_while_a_long_one_runs(
+    client: Client, tmp_path: Path, eventually: Eventually
+) -> None:
+    long = client.submit(hold, str(tmp_path), 1)
+    eventually((tmp_path / "ran-1").exists)
+
+    assert client.submit(square, 3).result() == 9
+
+    assert not long.done()
+    (tmp_path / "go").touch()
+    assert long.result() == 1
+
+
+def test_a_functions_exception_arrives_as_itself_with_the_jobs_traceback_as_a_note(client: Client) -> None:
+    with pytest.raises(Broken) as raised:
+        client.submit(raise_broken).result()
+
+    assert str(raised.value) == "words of the function's own"
+    (note,) = raised.value.__notes__
+    assert "in raise_broken" in note
+
+
+def test_a_crash_arrives_in_words(client: Client) -> None:
+    with pytest.raises(RuntimeError, match="SIGKILL"):
+        client.submit(kill_itself).result()
+
+
+def test_a_cancelled_task_ends_while_others_run_on(client: Client, tmp_path: Path, eventually: Eventually) -> None:
+    cancelled, other = (client.submit(hold, str(tmp_path), number) for number in (1, 2))
+    marks = [tmp_path / "ran-1", tmp_path / "ran-2"]
+    eventually(lambda: all(mark.exists() and mark.read_text() for mark in marks))
+    pid = int(marks[0].read_text())
+    assert not is_gone(pid)
+
+    assert cancelled.cancel()
+
+    assert cancelled.cancelled()
+    eventually(lambda: is_gone(pid))
+    (tmp_path / "go").touch()
+    assert other.result() == 2
+    assert client.map(square, range(20)) == [number * number for number in range(20)]  # its place is free again
+
+
+def test_an_argument_that_tasks_share_is_stored_once(
+    client: Client, worker: Worker, tmp_path: Path, eventually: Eventually
+) -> None:
+    data = os.urandom(100_000)
+    futures = [client.submit(hold, str(tmp_path), number, data) for number in range(2)]
+    eventually(lambda: all((tmp_path / f"ran-{number}").exists() for number in range(2)))
+
+    assert len(open_store(worker.store).names(Keys(NAME).blobs)) == 1
+
+    (tmp_path / "go").touch()
+    assert [future.result() for future in futures] == [100_000, 100_001]
+    eventually(lambda: not open_store(worker.store).names(Keys(NAME).blobs))
+
+
+def test_a_client_with_a_serializer_of_its_own_is_told_what_to_do(scheduler: str, worker: Worker) -> None:
+    with Client(scheduler, serializer=Reversing()) as client, pytest.raises(RuntimeError) as raised:
+        client.submit(square, 1).result()
+
+    assert "The client uses a serializer of its own" in str(raised.value)
+    assert "Leave serializer= out of Client(...)." in str(raised.value)
+
+
+def test_a_worker_that_is_started_again_has_its_tasks_again_and_runs_none_twice(
+    tmp_path: Path, eventually: Eventually
+) -> None:
+    with new_scheduler(tmp_path) as scheduler, Client(scheduler) as client:
+        worker = Worker(scheduler, tmp_path)
+        futures = [client.submit(hold, str(tmp_path), number) for number in (1, 2)]
+        marks = [tmp_path / "ran-1", tmp_path / "ran-2"]
+        eventually(lambda: all(mark.exists() and mark.read_text() for mark in marks))
+        worker.stop()
+        again = Worker(scheduler, tmp_path)
+        (tmp_path / "go").touch()
+
+        assert [future.result() for future in futures] == [1, 2]
+
+        again.stop()
+    assert [len(mark.read_text().splitlines()) for mark in marks] == [1, 1]
+
+
+def test_a_result_that_was_there_before_its_task_is_offered_again_is_not_lost(
+    tmp_path: Path, eventually: Eventually
+) -> None:
+    with new_scheduler(tmp_path) as scheduler, Client(scheduler) as client:
+        worker = Worker(scheduler, tmp_path)
+        future = client.submit(hold, str(tmp_path), 1)
+        eventually((tmp_path / "ran-1").exists)
+        worker.stop()
+        (tmp_path / "go").touch()
+        eventually(lambda: any(name.endswith("result") for name in open_store(worker.store).names(Keys(NAME).out)))
+
+        again = Worker(scheduler, tmp_path)
+
+        assert future.result() == 1
+        again.stop()
+    assert len((tmp_path / "ran-1").read_text().splitlines()) == 1
+
+
+def test_a_task_that_the_scheduler_wants_back_for_an_idle_worker_stays_and_runs_once(
+    tmp_path: Path, eventually: Eventually
+) -> None:
+    with new_scheduler(tmp_path) as scheduler, Client(scheduler) as client:
+        busy = Worker(scheduler, tmp_path)
+        futures = [client.submit(hold, str(tmp_path), number) for number in range(3)]
+        eventually(lambda: all((tmp_path / f"ran-{number}").exists() for number in range(3)))
+
+        idle = Worker(scheduler, tmp_path / "idle")
+        eventually(lambda: "balancing task" in (tmp_path / "scheduler").read_text())
+        (tmp_path / "go").touch()
+
+        assert [future.result() for future in futures] == [0, 1, 2]
+        busy.stop()
+        idle.stop()
+    assert [len((tmp_path / f"ran-{number}").read_text().splitlines()) for number in range(3)] == [1, 1, 1]
+
+
+def test_a_client_that_shuts_down_the_cluster_ends_the_worker_and_its_jobs(
+    tmp_path: Path, eventually: Eventually
+) -> None:
+    with new_scheduler(tmp_path) as scheduler:
+        worker, client = Worker(scheduler, tmp_path), Client(scheduler)
+        client.submit(hold, str(tmp_path), 1)
+        mark = tmp_path / "ran-1"
+        eventually(lambda: mark.exists() and mark.read_text())
+
+        client.shutdown()
+
+        worker.ended.result()
+        worker.stop()
+        assert is_gone(int(mark.read_text()))
+
+
+def test_a_scheduler_that_goes_away_is_named(tmp_path: Path) -> None:
+    with new_scheduler(tmp_path) as scheduler:
+        worker = Worker(scheduler, tmp_path)
+        with Client(scheduler) as client:
+            assert client.submit(square, 2).result() == 4
+
+    with pytest.raises(SchedulerLostError, match=f"^the Scaler scheduler at {scheduler} cannot be reached: .*live on"):
+        worker.ended.result()
+    worker.stop()
+
+
+def test_an_address_that_is_none_is_refused_in_words(tmp_path: Path) -> None:
+    adapter = LocalAdapter(Options(folder=str(tmp_path)))
+    with pytest.raises(UsageError, match=r"^scheduler='localhost': .*; write it like tcp://10\.0\.0\.1:6378$"):
+        asyncio.run(serve("localhost", adapter, str(tmp_path), NAME))
