@@ -55,8 +55,8 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run one benchmark, `nox -s bench -- NAME`: a table and, last, one line of JSON; exits 1 on a missed budget."""
-    known = sorted(path.stem for path in Path("benchmarks").glob("*.py"))
-    there_are = f"the benchmarks are: {', '.join(known)}" if known else "there are no benchmarks yet"
+    known = sorted(path.stem for path in Path("benchmarks").glob("[!_]*.py"))
+    there_are = f"the benchmarks are: {', '.join(known)}"
     if not session.posargs:
         session.skip(there_are)
     name, *arguments = session.posargs
@@ -67,8 +67,17 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def long(session: nox.Session) -> None:
-    """Run what takes too long for every change: repeats, soaks and tables against peers."""
-    session.skip("nothing takes that long yet; repeats, soaks and tables against peers will be run here")
+    """Run what takes too long for every change, or, with -- NAME, one of it."""
+    runs = {
+        "mutants": (1, ("python", "-m", "tests.mutants.matrix")),
+        "kills": (10, ("pytest", "-q", "-s", "tests/hosts/test_durable_kills.py")),
+    }
+    if unknown := [name for name in session.posargs if name not in runs]:
+        session.error(f"nothing long is called {unknown[0]!r}; there are: {', '.join(runs)}")
+    for name in session.posargs or runs:
+        times, command = runs[name]
+        for _ in range(times):
+            session.run(*command)
 
 
 @nox.session

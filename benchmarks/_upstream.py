@@ -1,0 +1,180 @@
+"""The peer: opengris-scaler from PyPI in an environment of its own, and its TaskManager with its AWS backend.
+
+Imported by the benchmarks, for `python_of_upstream`. Run by that Python, without batchport, as
+`_upstream.py TASKS CONCURRENCY CAP_S`, it drives upstream's TaskManager and prints one line of JSON.
+
+Nothing of upstream is changed. Its AWS clients, its connection to the scheduler and its object storage are
+tables in memory that answer at once, and a job has ended well as soon as it is submitted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+__all__ = ["VERSION", "UpstreamMissingError", "python_of_upstream"]
+
+VERSION = "2.9.0"
+
+
+class UpstreamMissingError(Exception):
+    """It can't be installed here; the text says why."""
+
+
+def python_of_upstream() -> str:
+    """Return the Python that has opengris-scaler, boto3 and moto; made once in the temporary folder, by uv.
+
+    Raises UpstreamMissingError, in words, where that can't be done.
+    """
+    folder = Path(tempfile.gettempdir(), f"batchport-peer-{os.getuid()}", f"opengris-scaler-{VERSION}")
+    python, complete = folder / "bin" / "python", folder / "complete"
+    if not complete.exists():
+        uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+        if uv is None:
+            raise UpstreamMissingError("there is no uv to install it with")
+        folder.parent.mkdir(mode=0o700, exist_ok=True)
+        wanted = (f"opengris-scaler=={VERSION}", "boto3", "moto[server]")
+        # --no-config, or this project's pins would be upstream's too.
+        make = (uv, "venv", "--no-config", "--quiet", "--clear", "--python", sys.executable, str(folder))
+        install = (
+            uv,
+            "pip",
+            "install",
+            "--no-config",
+            "--quiet",
+            "--compile-bytecode",
+            "--python",
+            str(python),
+            *wanted,
+        )
+        for command in (make, install):
+            done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
+            if done.returncode:
+                last = (done.stderr.strip().splitlines() or ["no words"])[-1]
+                raise UpstreamMissingError(f"uv {command[1]} failed: {last.strip()}")
+        complete.touch()
+    return str(python)
+
+
+class _Aws:
+    """S3 and Batch as upstream calls them."""
+
+    exceptions = SimpleNamespace(NoSuchKey=KeyError)
+
+    def __init__(self, result: bytes) -> None:
+        self._result, self._ids = result, itertools.count(1)
+        self.objects: dict[str, bytes] = {}
+
+    def put_object(self, *, Bucket: str, Key: str, Body: bytes) -> None:  # noqa: N803, ARG002 - boto3's names
+        self.objects[Key] = Body
+
+    def get_object(self, *, Bucket: str, Key: str) -> dict[str, Any]:  # noqa: N803, ARG002 - boto3's names
+        return {"Body": io.BytesIO(self._result)}
+
+    def delete_object(self, *, Bucket: str, Key: str) -> None:  # noqa: N803, ARG002 - boto3's names
+        self.objects.pop(Key, None)
+
+    def submit_job(self, **_request: Any) -> dict[str, str]:
+        return {"jobId": f"job-{next(self._ids)}"}
+
+    def describe_jobs(self, *, jobs: list[str]) -> dict[str, Any]:
+        return {"jobs": [{"jobId": each, "status": "SUCCEEDED"} for each in jobs]}
+
+
+class _Storage:
+    """Upstream's object storage."""
+
+    def __init__(self) -> None:
+        self.objects: dict[bytes, bytes] = {}
+
+    async def get_object(self, object_id: bytes) -> bytes:
+        return self.objects[object_id]
+
+    async def set_object(self, object_id: bytes, data: bytes) -> None:
+        self.objects[object_id] = data
+
+
+class _Scheduler:
+    """Upstream's connection to the scheduler: counts the results that come back."""
+
+    def __init__(self, most: int) -> None:
+        self.results, self._most, self.all_there = 0, most, asyncio.Event()
+
+    async def send(self, message: Any, *, detached: bool) -> None:  # noqa: ARG002 - upstream's name
+        if type(message).__name__ == "TaskResult":
+            self.results += 1
+            if self.results == self._most:
+                self.all_there.set()
+
+
+async def _drive(count: int, concurrency: int, cap_s: float) -> dict[str, Any]:
+    import boto3
+    import cloudpickle
+    from scaler.client.serializer.default import DefaultSerializer
+    from scaler.protocol.capnp import Task
+    from scaler.utility.event_loop import create_async_loop_routine
+    from scaler.utility.identifiers import ClientID, ObjectID, TaskID
+    from scaler.worker_manager.proxy.aws_batch.execution_backend import AWSBatchExecutionBackend
+    from scaler.worker_manager.proxy.task_manager import TaskManager
+
+    aws = _Aws(cloudpickle.dumps(None))
+    boto3.Session = lambda **_options: SimpleNamespace(client=lambda _name: aws)
+    storage, scheduler = _Storage(), _Scheduler(count)
+    client = ClientID.generate_client_id()
+    function = ObjectID.generate_object_id(client)
+    storage.objects[ObjectID.generate_serializer_object_id(client)] = cloudpickle.dumps(DefaultSerializer)
+    storage.objects[function] = DefaultSerializer.serialize(len)
+    backend = AWSBatchExecutionBackend("queue", "definition", "us-east-1", "bucket")
+    manager = TaskManager(concurrency, backend, idle_sleep_seconds=0.1)  # as its AWS worker sets it
+    manager.register(scheduler, storage, None)
+    # The three loops that its WorkerProcess runs for it.
+    loops = [
+        asyncio.create_task(create_async_loop_routine(routine, 0))
+        for routine in (backend.routine, manager.process_task, manager.resolve_tasks)
+    ]
+    start, cpu = time.monotonic(), time.process_time()
+    for _ in range(count):
+        argument = ObjectID.generate_object_id(client)
+        storage.objects[argument] = DefaultSerializer.serialize([])
+        place = Task.Argument(type=Task.Argument.ArgumentType.objectID, data=argument)
+        task = Task(
+            taskId=TaskID.generate_task_id(),
+            source=client,
+            metadata=b"",
+            funcObjectId=function,
+            functionArgs=[place],
+            capabilities={},
+        )
+        await manager.on_task_new(task)
+    with suppress(TimeoutError):  # as many as came are counted
+        await asyncio.wait_for(scheduler.all_there.wait(), cap_s)
+    took, cpu = time.monotonic() - start, time.process_time() - cpu
+    for loop in loops:
+        loop.cancel()
+    return {
+        "tasks": count,
+        "concurrency": concurrency,
+        "done": scheduler.results,
+        "seconds": took,
+        "tasks_per_s": scheduler.results / took,
+        "cpu_ms_per_task": 1000 * cpu / max(1, scheduler.results),
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+if __name__ == "__main__":
+    tasks, at_once, cap = sys.argv[1:]
+    print(json.dumps(asyncio.run(_drive(int(tasks), int(at_once), float(cap)))), flush=True)
