@@ -148,6 +148,29 @@ def _same_each_time(line: str) -> str:
     return re.sub(r"/\S+/jobs/run-[0-9a-f]+/", "FOLDER/", line)
 
 
+RUNNING = [
+    (heading, script, printed)
+    for heading, section in re.findall(
+        r"^## (.*?)\n(.*?)(?=^## |\Z)", read("docs/running.md"), re.MULTILINE | re.DOTALL
+    )
+    for script, printed in re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", section, re.DOTALL)
+]
+
+
+@pytest.mark.parametrize(("script", "printed"), [each[1:] for each in RUNNING], ids=[each[0] for each in RUNNING])
+def test_a_script_of_the_page_on_running_prints_what_the_page_shows(script: str, printed: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(script)
+    for arguments in [("--leave",), ()] if "--leave" in script else [()]:
+        command = (sys.executable, "-W", "error", "script.py", *arguments)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == ("" if arguments else printed)
+
+
+def test_the_page_on_running_has_its_scripts() -> None:
+    assert len(RUNNING) == read("docs/running.md").count("```python") - 1, "all but the Scaler worker, which has a test"
+
+
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_every_link_to_a_file_leads_somewhere(page: str) -> None:
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", read(page))]
@@ -192,6 +215,7 @@ def test_the_core_needs_cloudpickle_and_obstore_only() -> None:
     walk = (
         "import importlib, pkgutil, sys, batchport\n"
         "skip = ('batchport.cli', 'batchport.demo', 'batchport.testing', 'batchport.runner.__main__')\n"
+        "skip += ('batchport.hosts.scaler', 'batchport.hosts._scaler_link')\n"
         "for module in pkgutil.walk_packages(batchport.__path__, 'batchport.'):\n"
         "    if not module.name.startswith(skip): importlib.import_module(module.name)\n"
         "import obstore\n"
@@ -234,9 +258,8 @@ def _ini(contract: dict[str, Any]) -> str:
 
 
 def test_a_benchmark_that_does_not_exist_is_refused_with_those_that_do() -> None:
-    known = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
-    there_are = f"the benchmarks are: {', '.join(known)}" if known else "there are no benchmarks yet"
+    known = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
     nox = (sys.executable, "-m", "nox", "--no-color", "-s", "bench", "--", "nothing")
     done = subprocess.run(nox, cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == 1
-    assert f"no benchmark is called 'nothing'; {there_are}" in done.stderr
+    assert f"no benchmark is called 'nothing'; the benchmarks are: {', '.join(known)}" in done.stderr
