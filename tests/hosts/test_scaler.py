@@ -251,7 +251,9 @@ def test_an_argument_that_tasks_share_is_stored_once(
     futures = [client.submit(hold, str(tmp_path), number, data) for number in range(2)]
     eventually(lambda: all((tmp_path / f"ran-{number}").exists() for number in range(2)))
 
-    assert len(open_store(worker.store).names(Keys(NAME).blobs)) == 1
+    store, keys = open_store(worker.store), Keys(NAME)
+    sizes = [len(store.get(keys.blob(name)) or b"") for name in store.names(keys.blobs)]
+    assert len([size for size in sizes if size > 50_000]) == 1, "the function may be there besides"
 
     (tmp_path / "go").touch()
     assert [future.result() for future in futures] == [100_000, 100_001]
