@@ -68,7 +68,9 @@ class BatchWorkerAdapterBase(ABC):
         """Return what the backend says of these jobs, in any order, in as few calls as it takes.
 
         Gets at most `limits.poll_batch` ids. A job that the backend does not know is left out, never
-        guessed; statuses of jobs that were not asked for are ignored. Must raise if the backend could
+        guessed; statuses of jobs that were not asked for are ignored. Of an array, whose id is among them,
+        each element is reported under its `element_id`, or the array itself for all elements that are not;
+        an element that was left out is asked for by its own id the next time. Must raise if the backend could
         not be asked: an empty answer says "none of them is there". A state that this adapter does not
         know is reported as RUNNING, with the backend's word as evidence.
         """

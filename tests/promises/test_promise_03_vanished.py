@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from batchport import JobState, Limits, Reason, Task
+from batchport import JobState, JobStatus, Limits, Reason, Task
 
 
 async def test_a_vanished_job_is_lost_in_words(world: Any, make_task: Callable[..., Task]) -> None:
@@ -117,3 +117,31 @@ async def test_the_rest_of_a_vanished_pack_is_sent_again_behind_stop_markers(
         assert (await world.outcome("t1")).failure.reason is Reason.LOST
         world.leave_result(second)
         assert (await world.outcome("t2")).failure is None
+
+
+async def test_an_element_that_one_answer_leaves_out_is_asked_for_by_its_own_id(
+    array_world: Any, make_task: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Slurm does it: its queue forgets the elements that ended first, and its archive must be asked for them."""
+    world = array_world
+    whole = world.backend.poll_jobs
+
+    def poll_jobs(job_ids: Sequence[str]) -> list[JobStatus]:
+        return [status for status in whole(job_ids) if status.job_id in {"1:0", "1:1"} or "1:2" in job_ids]
+
+    monkeypatch.setattr(world.backend, "poll_jobs", poll_jobs)
+    async with world.worker() as worker:
+        for number in range(3):
+            await worker.submit(make_task(f"t{number}"))
+        job = await world.job()
+        job.listed = False
+        for index in range(3):
+            world.backend.element(job, index)
+        world.backend.elements["1:2"].end(JobState.FAILED, Reason.OUT_OF_MEMORY, "too much", exit_code=137)
+        outcome = await world.outcome("t2")
+        for place in (0, 1):
+            world.leave_result(job, place)
+        await worker.drain()
+        for index in (0, 1):
+            world.backend.elements[f"1:{index}"].end(JobState.SUCCEEDED)
+    assert outcome.failure.reason is Reason.OUT_OF_MEMORY

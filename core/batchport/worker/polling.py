@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from batchport.envelope import Envelope
@@ -76,39 +76,43 @@ class Polling:
     async def poll(self, *, every_job: bool = False) -> bool:
         """Ask about all jobs that the backend must be asked about, and return whether there is news.
 
-        An array is asked about by its own id. Raises what the adapter raises, after all that can be asked
-        has been asked.
+        An array is asked about by its own id, and besides by those of the elements that the last answer left
+        out. Raises what the adapter raises, after all that can be asked has been asked.
         """
         now = self._polled_at = time.monotonic()
-        asked = {
-            job.id: job
+        jobs = [
+            job
             for job in (list(self.ledger.jobs.values()) if every_job else self.ledger.watched(now))
             if job.id and (every_job or any(element.wants_poll(now) for element in job.elements))
-        }
-        ids, news, failed = list(asked), False, None
+        ]
+        missed = [each for job in jobs for each in job.elements if each.omissions and each.wants_poll(now)]
+        ids = list(dict.fromkeys([*(job.id for job in jobs if job.id), *(each.id for each in missed if each.id)]))
+        said: dict[str, JobStatus] = {}
+        unanswered, failed = set[str](), None
         size = self.calls.limits.poll_batch or len(ids) or 1
         for start in range(0, len(ids), size):
             some = ids[start : start + size]
             try:
-                statuses = await self.calls.poll_jobs(some)
+                said |= {status.job_id: status for status in await self.calls.poll_jobs(some)}
             except Exception as error:  # noqa: BLE001 - the other ids may well be answered
                 failed = error
-            else:
-                news |= self._take_in([asked[job_id] for job_id in some], statuses)
+                unanswered.update(some)
+        news = self._take_in(jobs, said, unanswered)
         if failed is not None:
             raise failed
         return news
 
-    def _take_in(self, asked: Sequence[Job], statuses: Iterable[JobStatus]) -> bool:
+    def _take_in(self, jobs: Sequence[Job], said: Mapping[str, JobStatus], unanswered: set[str]) -> bool:
         """Note what was said of each element: by its own status, else by its array's, else nothing."""
-        said = {status.job_id: status for status in statuses}
         now, news = time.monotonic(), False
-        for element in [element for job in asked for element in job.elements]:
-            known = [said[each] for each in (element.id, element.job.id) if each in said]
+        for element in [element for job in jobs for element in job.elements]:
+            ids = [each for each in (element.id, element.job.id) if each is not None]
+            known = [said[each] for each in ids if each in said]
             # One under another name is another job, maybe under an id that the backend has used again.
             status = next((each for each in known if each.name in {None, element.job.name}), None)
             if status is None:
-                element.was_omitted(now)
+                if unanswered.isdisjoint(ids):
+                    element.was_omitted(now)
             elif element.saw(status, now):
                 news = True
                 if status.reason is not None and not status.state.is_final:
