@@ -144,7 +144,21 @@ class Bench:
 
     def status(self, job: Job) -> JobStatus | None:
         """Return what the backend says of a job now; None if it does not mention it."""
-        return self.desk.poll([job.id]).get(job.id)
+        return self._said([job]).get(job.id)
+
+    def _said(self, jobs: Sequence[Job]) -> dict[str, JobStatus]:
+        """Return what one poll says of these jobs; of an array by its elements, where it is not reported itself.
+
+        It is as the first of them that is not over, or else that did not succeed; and unknown while one of them is.
+        """
+        ids = {job.id: self.element_ids(job) if job.spec.size > 1 else [] for job in jobs}
+        said = self.desk.poll(list(ids), *(each for elements in ids.values() for each in elements))
+        for job_id, elements in ids.items():
+            if job_id not in said and elements and all(each in said for each in elements):
+                states = [said[each] for each in elements]
+                bad = [each for each in states if each.state is not JobState.SUCCEEDED] or states
+                said[job_id] = next((each for each in bad if not each.state.is_final), bad[0])
+        return {job_id: said[job_id] for job_id in ids if job_id in said}
 
     def element_ids(self, array: Job) -> list[str]:
         """Return how the backend names the elements of an array, by the adapter's word."""
@@ -163,7 +177,7 @@ class Bench:
         size, said = self.desk.adapter.limits.poll_batch or len(ids), self.desk.poll([array.id], *ids)
         for start in range(0, len(ids), size):
             said |= self.desk.poll(ids[start : start + size])
-        return [said.get(each, said[array.id]) for each in ids]
+        return [said[each] if each in said else said[array.id] for each in ids]
 
     def verdict(self, job: Job) -> JobStatus:
         """Wait until the backend reports a job's end, and return how."""
@@ -171,13 +185,13 @@ class Bench:
 
     def verdicts(self, jobs: Sequence[Job]) -> Mapping[str, JobStatus]:
         """Wait until the backend reports the end of each of these jobs, in polls of at most `poll_batch` ids."""
-        open_ids = [job.id for job in jobs]
+        of, open_ids = {job.id: job for job in jobs}, [job.id for job in jobs]
         ended: dict[str, JobStatus] = {}
         last: dict[str, JobStatus | None] = {}
         batch = self.desk.adapter.limits.poll_batch or len(open_ids)
 
         def look() -> dict[str, JobStatus] | None:
-            for job_id, status in self.desk.poll(open_ids[:batch]).items():
+            for job_id, status in self._said([of[each] for each in open_ids[:batch]]).items():
                 last[job_id] = status
                 if status.state.is_final:
                     ended[job_id] = status
