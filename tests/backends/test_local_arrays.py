@@ -72,8 +72,18 @@ def _record(folder: Path) -> tuple[str, int] | None:
 
 @pytest.mark.timeout(120)  # 25 s alone, most of it the start of 500 interpreters
 async def test_500_tasks_pass_a_queue_that_holds_50(tmp_path: Path) -> None:
+    refused: list[int] = []
+
+    class Watched(LocalAdapter):
+        def submit_job(self, job: JobSpec) -> str:
+            try:
+                return super().submit_job(job)
+            except BackendFullError:
+                refused.append(job.size)
+                raise
+
     options = Options(folder=str(tmp_path), slots=2, queue_limit=LIMIT)
-    backend = Backend(lambda: LocalAdapter(options), str(tmp_path / "store"), sys.executable)
+    backend = Backend(lambda: Watched(options), str(tmp_path / "store"), sys.executable)
     queue, seen, done = Queue(tmp_path), [0], threading.Event()
 
     def watch() -> None:
@@ -91,7 +101,8 @@ async def test_500_tasks_pass_a_queue_that_holds_50(tmp_path: Path) -> None:
         done.set()
         await watcher
     assert 25 <= max(seen) <= LIMIT, f"the queue was not used, or held too many at once: {max(seen)}"
-    assert counts.backend_calls["submit_job"] > counts.jobs, "the queue was never full"
+    assert refused[:2] == [TASKS, TASKS // 2], "an array too large for the queue is halved"
+    assert counts.backend_calls["submit_job"] <= TASKS / 2, "and what is offered grows again, in arrays"
 
 
 def test_a_full_queue_takes_a_part_of_what_is_offered(adapter: LocalAdapter) -> None:

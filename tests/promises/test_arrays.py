@@ -197,7 +197,8 @@ async def test_a_full_backend_is_offered_less_at_a_time(array_world: Any, make_t
         await _submit(worker, make_task, 10)
         await worker.drain()
     assert tried[:3] == [10, 5, 2]
-    assert max(tried[3:]) <= 2
+    assert 3 in tried[3:], "more is tried again once less was taken"
+    assert max(tried[3:]) <= 4, "and little more"
     assert len(world.outcomes) == 10
 
 

@@ -82,8 +82,8 @@ class Sending:
     epoch: naming.Epoch
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
     _serial: int = 0
-    _most_elements: int | None = None
-    """How many elements are offered at once since the backend said that it is full; None while it did not."""
+    _ceiling: int | None = None
+    """How many elements may be at the backend, by its own word that it is full; None while it gave none."""
     _pause_until: float = 0.0
     _backoff: Backoff = field(default_factory=Backoff)
     _again: deque[Job] = field(default_factory=deque)
@@ -105,14 +105,15 @@ class Sending:
             ledger.notify()
 
     async def _linger(self) -> None:
-        """Wait a moment for more tasks, and again while they come, unless the next job is full or takes one only."""
+        """Wait a moment for more tasks or places, again while they come, unless the next job is as large as may be."""
         waiting, began = self.ledger.waiting, time.monotonic()
-        elements = min(self.calls.limits.array_size, self.plan.max_jobs - len(self.ledger.holders))
-        most = elements * self.plan.tasks_per_job
-        while most > 1 and not waiting.next_is_full(most) and time.monotonic() - began < _LINGER_AT_MOST_S:
-            before = len(waiting)
+        most = self.calls.limits.array_size * self.plan.tasks_per_job
+        while most > 1 and time.monotonic() - began < _LINGER_AT_MOST_S:
+            before = len(waiting), self._free
+            if waiting.next_is_full(most) and self._free >= self.calls.limits.array_size:
+                break
             await asyncio.sleep(_LINGER_S)
-            if len(waiting) == before:
+            if (len(waiting), self._free) == before:
                 break
 
     def _is_done(self, sender: asyncio.Task[None]) -> None:
@@ -121,7 +122,11 @@ class Sending:
 
     def _room(self) -> int:
         """Return how many more elements there could be, by the tasks that wait and the places that are free."""
-        return min(len(self.ledger.waiting), self.plan.max_jobs - len(self.ledger.holders))
+        return min(len(self.ledger.waiting), self._free)
+
+    @property
+    def _free(self) -> int:
+        return min(self.plan.max_jobs, self._ceiling or self.plan.max_jobs) - len(self.ledger.holders)
 
     def _next_jobs(self) -> list[Job]:
         """Return as many jobs as leave something for the other senders, together no more than are worth it."""
@@ -134,7 +139,7 @@ class Sending:
         return jobs
 
     def _next_job(self) -> Job | None:
-        elements = min(self._room(), self.calls.limits.array_size, self._most_elements or self.plan.max_jobs)
+        elements = min(self._room(), self.calls.limits.array_size)
         if elements < 1:
             return None
         entries = self.ledger.waiting.pack(self.plan.tasks_per_job * elements)
@@ -178,6 +183,7 @@ class Sending:
                 self.spawn(self._look_up(job, error))
                 return
             else:
+                self._grow()
                 await self.submitted(job, job_id)
                 return
         await self.outcomes.give_up(job, None)
@@ -287,12 +293,18 @@ class Sending:
             self._pause_until = now + delay
             _log.warning("no job is submitted for %.0f s: %s", delay, why)
 
+    def _grow(self) -> None:
+        """Try a little more after the backend took all that its last word allowed: others may have left it room."""
+        if self._ceiling is not None and self._free <= 0:
+            more = self._ceiling + max(1, self._ceiling // 8)
+            self._ceiling = more if more < self.plan.max_jobs else None
+
     async def _is_too_large(self, job: Job, error: BackendFullError) -> bool:
         """Wait for room at a full backend; return True if the job was taken apart, to be offered as smaller ones."""
         there = self.ledger.at_backend
+        self._ceiling = max(1, there + job.spec.size // 2)
         if job.spec.size > 1:
-            self._most_elements = max(1, job.spec.size // 2)
-            _log.info("the backend is full; at most %d elements are offered at once: %s", self._most_elements, error)
+            _log.info("the backend is full; at most %d elements are offered next: %s", job.spec.size // 2, error)
             for element in reversed(job.elements):
                 for place in reversed(list(element.entries)):
                     self.ledger.send_again(self.ledger.take(element, place, time.monotonic()))
