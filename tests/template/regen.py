@@ -17,6 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "generated_examples"
 ANSWERS = {
     "blank": {"starter": "blank", "package_name": "my_backend", "batchport_source": "../.."},
+    "slurm": {
+        "starter": "slurm",
+        "package_name": "batchport_slurm",
+        "backend_name": "slurm",
+        "batchport_source": "../..",
+    },
 }
 """The answers that give each example, by the name of its folder."""
 

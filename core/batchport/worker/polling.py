@@ -60,21 +60,24 @@ class Polling:
         delay = shortest
         while True:
             await self.ledger.until(lambda: bool(self.ledger.jobs))
-            asked = await self.cancelling.sent_within(delay)
+            news = await self.cancelling.sent_within(delay)
+            trouble = None
             try:
-                news = await self.poll()
+                news |= await self.poll()
             except Exception as error:  # noqa: BLE001 - a failed poll is not a failed job
-                delay = backoff.next()
-                _log.warning("a poll failed, no job is given up for it, next in %.0f s: %s", delay, error)
-            else:
-                backoff.reset()
-                delay = shortest if news or asked else min(longest, delay * 1.5)
+                trouble = error
             if self.ledger.holders:
                 await self.fence.check()  # an older start has no verdicts to give, and need not poll on
-            await self.judge()
+            news |= await self.judge()
+            if trouble is not None:
+                delay = backoff.next()
+                _log.warning("a poll failed, no job is given up for it, next in %.0f s: %s", delay, trouble)
+            else:
+                backoff.reset()
+                delay = shortest if news else min(longest, delay * 1.5)
 
     async def poll(self, *, every_job: bool = False) -> bool:
-        """Ask about all jobs that the backend must be asked about, and return whether there is news.
+        """Ask about all jobs that the backend must be asked about, and return whether any is newly blocked.
 
         An array is asked about by its own id, and besides by those of the elements that the last answer left
         out. Raises what the adapter raises, after all that can be asked has been asked.
@@ -113,14 +116,16 @@ class Polling:
             if status is None:
                 if unanswered.isdisjoint(ids):
                     element.was_omitted(now)
-            elif element.saw(status, now):
+            elif element.saw(status, now) and status.reason is not None and not status.state.is_final:
                 news = True
-                if status.reason is not None and not status.state.is_final:
-                    _log.warning("job %s can't start: %s; %s", element.name, status.reason.value, status.evidence)
+                _log.warning("job %s can't start: %s; %s", element.name, status.reason.value, status.evidence)
         return news
 
-    async def judge(self) -> None:
-        """Settle what is left of elements that are over, after a last look for results."""
+    async def judge(self) -> bool:
+        """Settle what is left of elements that are over, after a last look for results; return whether there were any.
+
+        Elements whose results are there are no news: thousands may end well, and none of them needs a poll sooner.
+        """
         now = time.monotonic()
         elements = [element for job in self.ledger.watched(now) for element in job.elements]
         # Their places at the backend are free, whatever the grace brings.
@@ -131,11 +136,13 @@ class Polling:
                 await self.results.collect()
             except StoreError as error:  # no verdict without a last look
                 _log.warning("can't look for results before a verdict, will look again: %s", error)
-                return
+                return False
         if suspects:
             await self.fence.check()
+        ended_badly = False
         for element in suspects:
             if element.entries and (verdict := element.verdict(now, self.rules)):
+                ended_badly = True
                 await self._end(element, verdict)
         for job in self.ledger.watched(now):
             if job.id and job.may_end:
@@ -146,6 +153,7 @@ class Polling:
                         self.cancelling.want(element)
         await self.storage.tidy()
         self.ledger.notify()
+        return ended_badly
 
     async def _end(self, element: Element, verdict: Verdict) -> None:
         """Give each remaining task of an element that is over its outcome, or another job."""
