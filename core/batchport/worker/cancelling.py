@@ -26,23 +26,12 @@ class Cancelling:
     def __init__(self, ledger: Ledger, calls: Calls) -> None:
         self._ledger, self._calls = ledger, calls
         self._wanted: set[Element] = set()
-        self._sent = asyncio.Event()
 
     def want(self, element: Element) -> None:
         """Have an element ended, as soon as its id is known."""
         element.cancel_wanted = True
         self._wanted.add(element)
         self._ledger.notify()
-
-    async def sent_within(self, seconds: float) -> bool:
-        """Wait until a cancel was accepted, at most so long; return whether one was."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._sent.wait()
-        except TimeoutError:
-            return False
-        self._sent.clear()
-        return True
 
     async def send(self) -> None:
         """Send what is wanted; runs for ever."""
@@ -61,7 +50,7 @@ class Cancelling:
             self._wanted.difference_update(elements)
             for element in elements:
                 element.cancel_sent_at = time.monotonic()
-            self._sent.set()
+            self._ledger.poll_wanted.set()
 
     def _ids(self, elements: Iterable[Element]) -> list[str]:
         """Return what to cancel: an array whole if none of it is wanted, else its elements where that can be."""

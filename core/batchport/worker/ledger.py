@@ -42,10 +42,11 @@ class Ledger:
     that no round of polls or verdicts looks at it before it had a minute to end by itself. `holders` are the
     elements whose place at the backend is taken: some of their tasks have no outcome, and they are not known
     to be over. `parked` are tasks of an earlier start that must be sent again, and wait for the host to offer
-    them.
+    them. `poll_wanted` is set where something is over that only the backend can confirm.
     """
 
     def __init__(self) -> None:
+        self.poll_wanted = asyncio.Event()
         self.waiting = Waiting()
         self.jobs: dict[str, Job] = {}
         self._active: dict[str, Job] = {}

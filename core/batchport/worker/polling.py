@@ -60,7 +60,7 @@ class Polling:
         delay = shortest
         while True:
             await self.ledger.until(lambda: bool(self.ledger.jobs))
-            news = await self.cancelling.sent_within(delay)
+            news = await self._pause(delay)
             trouble = None
             try:
                 news |= await self.poll()
@@ -75,6 +75,18 @@ class Polling:
             else:
                 backoff.reset()
                 delay = shortest if news else min(longest, delay * 1.5)
+
+    async def _pause(self, seconds: float) -> bool:
+        """Wait until the next poll is due, and return whether it was wanted sooner."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.ledger.poll_wanted.wait()
+        except TimeoutError:
+            return False
+        # Of many that end one after the other, not each gets a poll.
+        await asyncio.sleep(self._polled_at + min(seconds, self.every_s[0]) - time.monotonic())
+        self.ledger.poll_wanted.clear()
+        return True
 
     async def poll(self, *, every_job: bool = False) -> bool:
         """Ask about all jobs that the backend must be asked about, and return whether any is newly blocked.

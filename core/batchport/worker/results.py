@@ -90,6 +90,7 @@ class Results:
             stopped.append((element, out))
         elif out.kind == "evidence" and is_new:
             element.evidence.setdefault(out.place, []).append(key)
+            self._ledger.poll_wanted.set()  # a task died, and its job is about to end
 
     async def _take(self, element: Element, place: int, data: bytes) -> None:
         try:
