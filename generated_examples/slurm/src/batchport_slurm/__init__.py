@@ -1,0 +1,1 @@
+"""slurm: a backend for batchport."""
