@@ -121,5 +121,8 @@ class Adapter(BatchWorkerAdapterBase):
 
 async def slurm(*command: str, stdin: str = "") -> str:
     """Run one of Slurm's commands, without what a job that the worker itself runs in has set for them."""
-    ours = {key: os.environ[key] for key in os.environ if not re.match("(SLURM|SQUEUE|SACCT|SCANCEL)_(?!CONF$)", key)}
-    return await run(*command, stdin=stdin, env=ours)
+    return await run(
+        *command,
+        stdin=stdin,
+        env={key: os.environ[key] for key in os.environ if not re.match("(SLURM|SQUEUE|SACCT|SCANCEL)_(?!CONF$)", key)},
+    )
