@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 from batchport_slurm.adapter import Adapter
 from batchport_slurm.options import Options
 
-from batchport import BatchExecutor, Failure, Reason, Resources, TaskFailedError
+from batchport import BatchExecutor, Failure, Reason, TaskFailedError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -28,10 +28,10 @@ Make = Callable[..., BatchExecutor]
 
 
 @pytest.fixture
-def make(slurm: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+def make(slurm: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Make executors on the standing cluster."""
     monkeypatch.setenv("SLURM_CONF", slurm["SLURM_CONF"])
-    yield lambda **options: executor_on_slurm(tmp_path, **options)
+    return lambda **options: executor_on_slurm(tmp_path, **options)
 
 
 def executor_on_slurm(folder: Path, *, options: Mapping[str, str] = {}, **worker: Any) -> BatchExecutor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -200,6 +202,60 @@ async def test_a_full_backend_is_offered_less_at_a_time(array_world: Any, make_t
     assert 3 in tried[3:], "more is tried again once less was taken"
     assert max(tried[3:]) <= 4, "and little more"
     assert len(world.outcomes) == 10
+
+
+async def test_a_cancelled_task_of_an_array_that_is_taken_apart_is_never_run(
+    array_world: Any, make_task: Callable[..., Task]
+) -> None:
+    world = array_world
+    loop = asyncio.get_running_loop()
+    offered, cancelled = asyncio.Event(), threading.Event()
+
+    def full(_: Any) -> None:
+        loop.call_soon_threadsafe(offered.set)
+        cancelled.wait(10)
+        raise BackendFullError("three are too many")
+
+    ran: list[str] = []
+
+    def finish(job: Any) -> None:
+        ran.extend(world.tasks_of(job))
+        for place in range(job.spec.size):
+            world.leave_result(job, place)
+
+    world.backend.faults["submit_job"].append(full)
+    world.backend.on_submit = finish
+    async with world.worker() as worker:
+        await _submit(worker, make_task, 3)
+        await offered.wait()
+        assert await worker.cancel("t1")
+        cancelled.set()
+        failure = (await world.outcome("t1")).failure
+        await worker.drain()
+    assert failure.reason is Reason.CANCELLED
+    assert sorted(ran) == ["t0", "t2"]
+
+
+async def test_a_full_backend_is_tried_again_though_none_of_the_tasks_there_ends(
+    world: Any, make_task: Callable[..., Task]
+) -> None:
+    """Jobs whose results are here may be there for a while longer, and others' jobs end too."""
+    refused: list[str] = []
+
+    def full(spec: Any) -> None:
+        refused.append(spec.name)
+        raise BackendFullError("another's job is there")
+
+    async with world.worker() as worker:
+        await worker.submit(make_task("long"))
+        long = await world.job()
+        world.backend.faults["submit_job"].append(full)
+        world.backend.on_submit = world.leave_result
+        await worker.submit(make_task("short"))
+        assert (await world.outcome("short")).failure is None
+        assert (len(refused), "long" in world.outcomes) == (1, False)
+        world.leave_result(long)
+        await worker.drain()
 
 
 async def test_an_array_is_adopted_by_the_next_start(array_world: Any, make_task: Callable[..., Task]) -> None:

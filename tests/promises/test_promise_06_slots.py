@@ -174,3 +174,28 @@ async def test_cancelling_one_task_of_a_pack_leaves_the_others_alone(
         assert (await world.outcome("t1")).failure is None
         job.end(JobState.SUCCEEDED)
     assert job.cancels == 0
+
+
+async def test_one_job_that_cannot_be_cancelled_keeps_no_other_from_it(
+    world: Any, make_task: Callable[..., Task], caplog: pytest.LogCaptureFixture
+) -> None:
+    cancel_job = world.backend.cancel_job
+
+    def refuse_the_first(job_id: str) -> None:
+        if job_id == "1":
+            raise PermissionError("job 1 is root's")
+        cancel_job(job_id)
+
+    world.backend.cancel_job = refuse_the_first
+    async with world.worker() as worker:
+        for number in range(3):
+            await worker.submit(make_task(f"t{number}"))
+        first = await world.job(3)
+        for number in range(3):
+            assert await worker.cancel(f"t{number}")
+        await world.until(lambda: all(world.backend.jobs[each].cancels for each in ("2", "3")), "the other cancels")
+        world.leave_result(world.backend.jobs["1"])
+        await worker.drain()
+    assert first.cancels
+    assert "a cancel failed" in caplog.text
+    assert "job 1 is root's" in caplog.text

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from batchport import BatchWorker, JobSpec, JobState, Outcome, Reason, SupersededError, Task
+from batchport import BatchWorker, JobSpec, JobState, Outcome, Reason, StoreError, SupersededError, Task
+from batchport.store import FolderStore, OutKey
 
 
 async def die(worker: BatchWorker) -> None:
@@ -230,9 +232,123 @@ async def test_the_older_of_two_workers_delivers_nothing_more(world: Any, make_t
     await newer.__aexit__(None, None, None)
 
 
-async def test_a_manifest_that_cannot_be_read_is_left_alone(world: Any, caplog: pytest.LogCaptureFixture) -> None:
-    world.store.put(world.keys.manifest("b-abcdefgh-1-1"), b"rubbish")
+async def test_the_older_of_two_workers_stops_in_the_midst_of_many_deliveries(
+    world: Any, make_task: Callable[..., Task]
+) -> None:
+    delivered: list[str] = []
+    newer: list[BatchWorker] = []
+
+    async def deliver(outcome: Outcome) -> None:
+        delivered.append(outcome.task_id)
+        if len(delivered) == 3:
+            newer.append(await begin(world))
+        await asyncio.sleep(0.03)
+
+    world.backend.on_submit = lambda _: None
+    with pytest.raises(SupersededError):  # noqa: PT012 - it is raised where the worker's body waits
+        async with BatchWorker(world.backend, world.store, "w", deliver, results_s=0.5) as older:
+            for number in range(20):
+                await older.submit(make_task(f"t{number}"))
+            for number in range(1, 21):
+                world.leave_result(await world.job(number))
+            await asyncio.sleep(20)
+    await world.until(lambda: len({*delivered, *world.outcomes}) == 20, "an outcome of every task")
+    assert len(delivered) <= 4, "with at most the one that was under way"
+    assert all(outcome.failure is None for outcomes in world.outcomes.values() for outcome in outcomes)
+    world.end_all()
+    await newer[0].__aexit__(None, None, None)
+
+
+async def test_of_submits_that_wait_for_their_turn_the_older_worker_makes_one_more_at_most(
+    world: Any, make_task: Callable[..., Task]
+) -> None:
+    taken = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def take_time(_: JobSpec) -> None:
+        loop.call_soon_threadsafe(taken.set)
+        time.sleep(0.2)
+
+    world.backend.faults["submit_job"].extend([take_time] * 8)
+    with pytest.raises(SupersededError):  # noqa: PT012 - it is raised where the worker's body waits
+        async with world.worker(poll_s=(10, 10)) as older:
+            for number in range(8):
+                await older.submit(make_task(f"t{number}"))
+            await taken.wait()
+            newer = await begin(world)
+            await asyncio.sleep(20)
+    assert len(world.backend.jobs) <= 2
+    world.end_all()
+    await newer.__aexit__(None, None, None)
+
+
+async def test_an_idle_worker_that_leaves_removes_nothing_of_the_start_after_it(
+    world: Any, make_task: Callable[..., Task]
+) -> None:
+    older = await begin(world)
+    newer = await begin(world, results_s=60)
+    await newer.submit(make_task("t"))
+    job = await world.job()
+    world.leave_result(job)
+    (told,) = await asyncio.gather(older.__aexit__(None, None, None), return_exceptions=True)
+    assert world.store.names(world.keys.out) != [], "the newer one's result is gone"
+    assert isinstance(told, SupersededError)
+    job.end(JobState.SUCCEEDED)
+    assert (await world.outcome("t")).failure is None
+    await newer.__aexit__(None, None, None)
+
+
+async def test_a_job_that_is_over_keeps_its_result_until_the_host_has_it(
+    world: Any, make_task: Callable[..., Task]
+) -> None:
+    may_take = asyncio.Event()
+
+    async def take_time(outcome: Outcome) -> None:
+        await may_take.wait()
+        world.outcomes[outcome.task_id].append(outcome)
+
+    quick: dict[str, Any] = {"poll_s": (0.02, 0.02), "results_s": 0.02}
+    async with BatchWorker(world.backend, world.store, "w", take_time, **quick) as worker:
+        await worker.submit(make_task("t"))
+        job = await world.job()
+        world.leave_result(job)
+        job.listed = False
+        await asyncio.sleep(0.3)
+        assert world.store.exists(world.keys.manifest(job.spec.name))
+        assert world.store.names(world.keys.out) != []
+        may_take.set()
+        await worker.drain()
+    assert world.store.names(world.keys.out) == []
+
+
+async def test_what_goes_wrong_at_the_end_does_not_hide_what_went_wrong_before(
+    world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed: list[bool] = []
+    world.backend.close = lambda: closed.append(True)
+    put = FolderStore.put
+
+    def fail(self: FolderStore, key: str, data: bytes, *, create: bool = False) -> bool:
+        if "/epochs/" in key:
+            raise StoreError("the disk is full")
+        return put(self, key, data, create=create)
+
+    with pytest.raises(ValueError, match="the body's own"):  # noqa: PT012 - it is raised in the worker's body
+        async with world.worker():
+            monkeypatch.setattr(FolderStore, "put", fail)
+            raise ValueError("the body's own")
+    assert "the worker w could not note its end: the disk is full" in caplog.messages
+    assert closed == [True]
+
+
+async def test_a_manifest_that_cannot_be_read_is_left_alone_with_all_that_is_the_jobs(
+    world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = "b-abcdefgh-1-1"
+    theirs = [world.keys.manifest(job), world.keys.job_id(job), world.keys.array(job), world.keys.stop(job, 0)]
+    for key in [*theirs, result := world.keys.left(OutKey(job, 0, "result"))]:
+        world.store.put(key, b"rubbish")
     async with world.worker() as worker:
         await worker.drain()
-    assert world.store.exists(world.keys.manifest("b-abcdefgh-1-1"))
+    assert all(world.store.exists(key) for key in [*theirs, result])
     assert "the manifest of job b-abcdefgh-1-1 can't be read, and is left alone" in caplog.text

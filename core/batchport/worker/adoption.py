@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from batchport.errors import EnvelopeError
@@ -43,6 +43,7 @@ class Adoption:
     collect: Callable[[], Awaitable[None]]
     rules: Rules
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+    _unreadable: set[str] = field(default_factory=set)
 
     async def adopt(self) -> None:
         """Enter the jobs of earlier starts, and remove what belongs to none. Raises StoreError."""
@@ -71,6 +72,7 @@ class Adoption:
             spec, per_element, entries = read_manifest(data)
         except (EnvelopeError, KeyError, TypeError, ValueError) as error:
             _log.warning("the manifest of job %s can't be read, and is left alone: %r", name, error)
+            self._unreadable.add(name)
             return
         job = self.ledger.open_job(spec, entries, per_element)
         job.left |= {keys.manifest(name), keys.job_id(name)}
@@ -84,13 +86,11 @@ class Adoption:
 
     async def _remove_strays(self, noted: set[str]) -> None:
         """Remove what jobs without a manifest left: the manifest goes first, and the rest may have stayed."""
-        store, keys = self.storage.store, self.storage.keys
-        self.storage.throw_away(keys.job_id(name) for name in noted if name not in self.ledger.jobs)
+        store, keys, known = self.storage.store, self.storage.keys, self.ledger.jobs.keys() | self._unreadable
+        self.storage.throw_away(keys.job_id(name) for name in noted if name not in known)
         for folder in (keys.out, keys.stops, keys.arrays):
             names = await self.storage.do(store.names, folder)
-            self.storage.throw_away(
-                f"{folder}/{name}" for name in names if name.partition(".")[0] not in self.ledger.jobs
-            )
+            self.storage.throw_away(f"{folder}/{name}" for name in names if name.partition(".")[0] not in known)
         await self.blobs.remove_strays()
         await self.storage.tidy()
 
@@ -112,12 +112,7 @@ class Adoption:
             if not jobs:
                 return
         for job in jobs:  # never submitted: whoever offers its tasks again has them sent
-            for element in job.elements:
-                for place in reversed(list(element.entries)):
-                    self.ledger.send_again(self.ledger.take(element, place, 0.0))
-            self.outcomes.forget(job)
-        await self.storage.tidy()
-        self.ledger.notify()
+            await self.outcomes.send_again(job)
 
     async def _wait_for_results(self, jobs: Sequence[Job]) -> None:
         """Wait out the grace where the backend can't be asked by name, and give up in words."""

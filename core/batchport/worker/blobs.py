@@ -104,8 +104,8 @@ class SharedBlobs:
                     stored = self._storage.keys.blob(key)
                     await self._storage.insist(f"remove {stored}", self._storage.store.delete, [stored])
                     shared.stored = False
-                if not shared.holders:
-                    self._shared.pop(key, None)
+                if self._shared.get(key) is shared and not shared.holders:  # it may be a newer one of this key
+                    del self._shared[key]
 
     async def remove_strays(self) -> None:
         """Remove the blobs of an earlier start that no task needs. Raises StoreError."""

@@ -103,13 +103,16 @@ class Calls:
         """Return how the backend names an element of an array."""
         return self._adapter.element_id(job_id, index)
 
-    async def submit_job(self, job: JobSpec) -> str:
-        """Submit a job, no faster than the backend likes, and return its id."""
+    async def submit_job(self, job: JobSpec, may_go: Callable[[], Awaitable[None]] | None = None) -> str:
+        """Submit a job, no faster than the backend likes, and return its id.
+
+        `may_go` is awaited when it is this call's turn; what it raises keeps the call from being made.
+        """
         if rate := self.limits.submits_per_second:
             now = time.monotonic()
             self._next_submit = max(now, self._next_submit + 1 / rate)
             await asyncio.sleep(self._next_submit - now)
-        job_id = await self._call("submit_job", None, job)
+        job_id = await self._call("submit_job", None, job, may_go=may_go)
         if not isinstance(job_id, str) or not job_id:
             raise UnclearAnswerError(f"submit_job returned {job_id!r}, where the job's id (a str) belongs")
         return job_id
@@ -133,8 +136,14 @@ class Calls:
         if overrides(self._adapter, "cancel_jobs"):
             await self._call("cancel_jobs", None, job_ids)
             return
+        failed: Exception | None = None
         for job_id in job_ids:
-            await self._call("cancel_job", None, job_id)
+            try:
+                await self._call("cancel_job", None, job_id)
+            except Exception as error:  # noqa: BLE001 - one that can't be cancelled must not keep the others
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     async def _listed(self, method: str, kind: type[_T], argument: Sequence[str]) -> list[_T]:
         answer = await self._call(method, list, argument)
@@ -142,20 +151,29 @@ class Calls:
             raise UnclearAnswerError(f"{method} returned {answer!r:.200}, where {kind.__name__} items belong")
         return answer
 
-    async def _call(self, method: str, collect: Callable[[Iterable[Any]], object] | None, *arguments: object) -> object:
+    async def _call(
+        self,
+        method: str,
+        collect: Callable[[Iterable[Any]], object] | None,
+        *arguments: object,
+        may_go: Callable[[], Awaitable[None]] | None = None,
+    ) -> object:
         """Call one method. `collect` makes a list of its answer in the same thread: a generator works there."""
         if not overrides(self._adapter, method) and method not in _REQUIRED:
             # The defaults do nothing or say "not implemented": no call to count, no thread to start.
             return getattr(self._adapter, method)(*arguments)
-        self.counts[method] += 1
         function = getattr(self._adapter, method)
+        is_plain = not inspect.iscoroutinefunction(function)
         deadline = asyncio.timeout(self._deadline_s)
         try:
-            if inspect.iscoroutinefunction(function):
+            async with self._plain if is_plain else contextlib.nullcontext():
+                if may_go is not None:
+                    await may_go()
+                self.counts[method] += 1
                 async with deadline:
+                    if is_plain:
+                        return await self._threads.run(lambda: _collected(function(*arguments), collect))
                     return _collected(await function(*arguments), collect)
-            async with self._plain, deadline:
-                return await self._threads.run(lambda: _collected(function(*arguments), collect))
         except TimeoutError as error:
             if not deadline.expired():  # the adapter's own
                 raise

@@ -7,6 +7,7 @@ work are in the modules that it puts together.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -15,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from batchport.adapter import BatchWorkerAdapterBase
-from batchport.errors import SupersededError, UsageError
+from batchport.errors import StoreError, SupersededError, UsageError
 from batchport.jobs import JobState
 from batchport.store import Keys, OutKey, Store, open_store
 from batchport.tasks import Blob, Outcome, Task
@@ -35,6 +36,8 @@ from batchport.worker.storage import Storage
 from batchport.worker.tracking import Entry, Rules
 
 __all__ = ["BatchWorker"]
+
+_log = logging.getLogger("batchport.worker")
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:=+,@%-]*")
 
@@ -195,7 +198,7 @@ class BatchWorker:
     ) -> None:
         for task in self._running:
             task.cancel()
-        superseded = None
+        superseded: Exception | None = None
         try:
             # A group wraps what it is given into an ExceptionGroup. The body's own error shall stay itself;
             # a cancellation must pass, since it may be the group's own after one of the loops failed.
@@ -206,15 +209,34 @@ class BatchWorker:
         finally:
             try:
                 if superseded is None:  # else all that is in the store is the other worker's
-                    if error is None:
-                        await self._polling.see_off()
-                        await self._sweep()
-                    await self._storage.do(naming.end_epoch, self._store, self._storage.keys, self._epoch)
-                await self._calls.close()
+                    superseded = await self._leave(in_order=error is None)
+            except StoreError as failed:
+                if error is None:
+                    raise
+                _log.warning("the worker %s could not note its end: %s", self.name, failed)
             finally:
-                self._storage.close()
+                try:
+                    await self._calls.close()
+                finally:
+                    self._storage.close()
         if superseded is not None:
             raise superseded
+
+    async def _leave(self, *, in_order: bool) -> Exception | None:
+        """Note the end of this start, after a clean-up if it ends in order; return an error if it is not the last one.
+
+        Raises StoreError.
+        """
+        if in_order:
+            await self._polling.see_off()
+        # One that had nothing to do has not looked for long, and must leave what is another's now.
+        other = await self._storage.do(naming.newer_start, self._store, self._storage.keys, self._epoch)
+        if other is not None:
+            return SupersededError(self.name, other)
+        if in_order:
+            await self._sweep()
+        await self._storage.do(naming.end_epoch, self._store, self._storage.keys, self._epoch)
+        return None
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._group.create_task(work)

@@ -112,10 +112,8 @@ class Ledger:
         return entry
 
     def put_back(self, element: Element, place: int, entry: Entry) -> None:
-        """Undo a `take`: the task is in its job again, and its job unsettled."""
+        """Undo a `take`: the task is in its job again."""
         element.entries[place], element.settled_at = entry, None
-        self._resting.pop(element.job.name, None)
-        self._active[element.job.name] = element.job
         self._places[entry.task.id] = (element, place)
 
     def send_again(self, entry: Entry) -> None:

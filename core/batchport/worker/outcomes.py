@@ -42,17 +42,21 @@ class Outcomes:
         output: str = "",
     ) -> None:
         """Give a task of a job its outcome."""
+        job = element.job
+        job.delivering += 1  # until the host has it, what is in the store stays, for the next start to find
         entry = self._ledger.take(element, place, time.monotonic())
         entry.attempts += 1
         try:
             await self.conclude(entry, result=result, failure=failure, output=output)
         except asyncio.CancelledError:
-            # The worker leaves while the host takes its time: the job keeps what it has in the store, so that
-            # the next start delivers the outcome. Counted as settled, it would be cleaned up, and lost.
+            # The worker leaves while the host takes its time. Counted as settled, it would be cleaned up, and lost.
             self._ledger.put_back(element, place, entry)
             raise
-        if element.job.is_settled:
-            self.clean(element.job)
+        finally:
+            job.delivering -= 1
+        if job.is_settled:
+            self._ledger.rest(job)
+            self.clean(job)
 
     async def conclude(
         self, entry: Entry, *, result: bytes | None = None, failure: Failure | None = None, output: str = ""
@@ -69,6 +73,20 @@ class Outcomes:
                 await asyncio.sleep(backoff.next())
         await self._blobs.let_go(entry)
         self._ledger.counts["done" if failure is None else "failed"] += 1  # what `drain` waits for, so it comes last
+        self._ledger.notify()
+
+    async def send_again(self, job: Job) -> None:
+        """Have the tasks of a job that never came to be wait again, but for those that nobody wants any more."""
+        for element in reversed(job.elements):
+            for place, entry in reversed(list(element.entries.items())):
+                if place not in element.entries:  # it got its outcome while another was settled
+                    continue
+                if entry.cancelled:  # its stop marker is for this job alone
+                    await self.settle(element, place, failure=verdicts.cancelled(entry.task.id))
+                else:
+                    self._ledger.send_again(self._ledger.take(element, place, time.monotonic()))
+        self.forget(job)
+        await self._storage.tidy()
         self._ledger.notify()
 
     async def give_up(self, job: Job, failure: Failure | None) -> None:

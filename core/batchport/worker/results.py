@@ -58,17 +58,19 @@ class Results:
                 out = OutKey.parse(name)
                 if out is not None and (job := self._ledger.jobs.get(out.job)) is not None:
                     self._note(job, out, answers, stopped)
-            if answers or stopped:
-                await self._fence.check()
             for element, out in stopped:
                 if (entry := element.entries.get(out.place)) is not None:
+                    await self._fence.check()
                     await self._outcomes.settle(element, out.place, failure=verdicts.cancelled(entry.task.id))
             for start in range(0, len(answers), _READ_AT_ONCE):
                 some = answers[start : start + _READ_AT_ONCE]
                 found = await self._storage.get_all(self._storage.keys.left(out) for _, out in some)
                 for (element, out), data in zip(some, found, strict=True):
                     if data is not None and out.place in element.entries:
+                        await self._fence.check()  # each time, for a host may take its time over each
                         await self._take(element, out.place, data)
+            if answers or stopped:
+                await self._fence.check()  # what is removed must not be another start's
             await self._storage.tidy()
 
     def _note(

@@ -10,6 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from batchport.errors import (
     BackendFullError,
     BackendUnusableError,
     RejectedJobError,
+    SupersededError,
     TransientBackendError,
 )
 from batchport.jobs import JobSpec, Resources
@@ -166,9 +168,10 @@ class Sending:
         """Have a job at the backend, or its tasks failed, or its ambiguous submit looked up elsewhere."""
         while not job.all_cancelled:
             await self._pause()
-            await self.fence.check()
             try:
-                job_id = await self.calls.submit_job(job.spec)
+                job_id = await self.calls.submit_job(job.spec, self.fence.check)
+            except SupersededError:
+                raise
             except BackendFullError as error:
                 if await self._is_too_large(job, error):
                     return
@@ -305,14 +308,13 @@ class Sending:
         self._ceiling = max(1, there + job.spec.size // 2)
         if job.spec.size > 1:
             _log.info("the backend is full; at most %d elements are offered next: %s", job.spec.size // 2, error)
-            for element in reversed(job.elements):
-                for place in reversed(list(element.entries)):
-                    self.ledger.send_again(self.ledger.take(element, place, time.monotonic()))
-            self.outcomes.forget(job)
-            await self.storage.tidy()
+            await self.outcomes.send_again(job)
         if there:
             _log.info("the backend is full, waiting for one of %d elements to end: %s", there, error)
-            await self.ledger.until(lambda: self.ledger.at_backend < there)
+            # Not for ever: jobs whose results are here may be there for a while longer, and others' jobs end too.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._backoff.next()):
+                    await self.ledger.until(lambda: self.ledger.at_backend < there)
         elif job.spec.size == 1:
             self._back_off(f"the backend says that it is full, and none of this worker's jobs is there: {error}")
         return job.spec.size > 1

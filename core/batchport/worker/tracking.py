@@ -83,6 +83,8 @@ class Job:
     elements: list[Element] = field(default_factory=list)
     left: set[str] = field(default_factory=set)
     """The keys of all that must go from the store with the job."""
+    delivering: int = 0
+    """How many of its tasks have an outcome that the host is just taking."""
 
     @property
     def name(self) -> str:
@@ -95,8 +97,8 @@ class Job:
 
     @property
     def is_settled(self) -> bool:
-        """Whether every task of the job has its outcome."""
-        return not any(element.entries for element in self.elements)
+        """Whether every task of the job has its outcome, and the host has them all."""
+        return not self.delivering and not any(element.entries for element in self.elements)
 
     @property
     def all_cancelled(self) -> bool:
