@@ -85,7 +85,7 @@ def _evidence(reason: str | None, evidence: str = "", output: bytes = b"") -> En
         (
             JobStatus("4711", JobState.FAILED, exit_code=139),
             Reason.RUNNER_CRASH,
-            "ended with exit code 139 and left no result.",
+            "ended with exit code 139 (SIGSEGV) and left no result.",
         ),
         (JobStatus("4711", JobState.FAILED), Reason.RUNNER_CRASH, "ended and left no result."),
     ],
@@ -96,6 +96,14 @@ def test_a_bad_ending_is_told_by_its_reason(status: JobStatus, reason: Reason, s
     assert failure.message == f"Job fit-k3j9x2ab-1-7 (4711) {sentence}"
     assert failure.evidence.startswith("the backend says: ")
     assert failure.advice.endswith(".")
+
+
+def test_a_signal_from_outside_is_a_cancel_where_the_backend_says_cancelled() -> None:
+    fields = {"reason": None, "message": "It was told to end by SIGTERM.", "evidence": "", "advice": "Ask the backend."}
+    evidence = Envelope("evidence", "fit-k3j9x2ab-1-7", parts=(b"", b""), fields=fields)
+    failure = verdicts.failure_of_evidence(_element(JobStatus("4711", JobState.CANCELLED)), RESOURCES, evidence)
+    assert failure.reason is Reason.CANCELLED
+    assert failure.message == "Job fit-k3j9x2ab-1-7 (4711) was cancelled at the backend, and not by its worker."
 
 
 def test_a_failure_reads_as_sentence_evidence_and_advice() -> None:

@@ -6,6 +6,7 @@ from outside are put together here, and nowhere else.
 
 from __future__ import annotations
 
+import signal
 import traceback
 
 from batchport.envelope import Envelope
@@ -72,6 +73,8 @@ def failure_of_evidence(element: Element, resources: Resources, envelope: Envelo
     """
     status = element.status
     said = status.reason if status is not None else None
+    if status is not None and status.state is JobState.CANCELLED:
+        said = said or Reason.CANCELLED
     backend = _backend_says(status, told=f"{envelope.fields['evidence']}\n{output_of(envelope)}\n")
     if envelope.fields.get("reason") is not None or said is None:
         return _from_runner(envelope, Reason.RUNNER_CRASH, backend)
@@ -167,9 +170,15 @@ def _sentence(element: Element, reason: Reason, resources: Resources) -> str:
     what = _SENTENCES[reason].format(
         memory=f" of {resources.memory_mib} MiB a task" if resources.memory_mib else "",
         time=f" of {resources.time_limit_s} s a task" if resources.time_limit_s else "",
-        code="" if code is None else f" with exit code {code}",
+        code="" if code is None else f" with exit code {code}{_signal(code)}",
     )
     return f"{_job(element)} {what}."
+
+
+def _signal(code: int) -> str:
+    """Return the name of the signal that an exit code stands for by the shells' rule, in brackets; "" for none."""
+    names = {128 + each.value: each.name for each in signal.Signals}
+    return f" ({names[code]})" if code in names else ""
 
 
 def _from_runner(envelope: Envelope, otherwise: Reason, backend: str = "") -> Failure:
