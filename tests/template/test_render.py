@@ -42,6 +42,17 @@ def test_a_render_is_clean_under_strict_mypy(render: Render) -> None:
     assert said_by(render(package_name="our_queue"), "mypy") == "Success: no issues found in 5 source files\n"
 
 
+@pytest.mark.parametrize("starter", ["slurm"])
+def test_a_shipped_starter_is_clean_under_any_name(render: Render, starter: str) -> None:
+    made = render(package_name="our_own_name_for_it", starter=starter)
+    assert {name.format(package="our_own_name_for_it") for name in FILES} < {
+        str(path.relative_to(made)) for path in made.rglob("*") if path.is_file()
+    }
+    assert said_by(made, "ruff", "check", "--no-cache") == "All checks passed!\n"
+    assert "would be reformatted" not in said_by(made, "ruff", "format", "--check", "--no-cache")
+    assert said_by(made, "mypy").startswith("Success: no issues found in ")
+
+
 def test_each_method_of_the_skeleton_says_that_it_is_to_be_implemented(
     render: Render, monkeypatch: pytest.MonkeyPatch
 ) -> None:
