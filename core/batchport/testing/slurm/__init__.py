@@ -1,4 +1,4 @@
-"""A simulator of Slurm for tests on any laptop: sbatch, squeue, sacct, scancel and scontrol, which run local processes.
+"""A simulator of Slurm for tests on any laptop: sbatch, squeue, sacct, scancel, scontrol and sdiag.
 
     with SlurmSimulator(folder, cpus=4) as slurm:
         os.environ.update(slurm.env)

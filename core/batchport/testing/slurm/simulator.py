@@ -21,7 +21,7 @@ from batchport.testing.slurm.state import FOLDER, PACKAGES, START, State
 
 __all__ = ["SlurmSimulator"]
 
-COMMANDS = ("sbatch", "squeue", "sacct", "scancel", "scontrol")
+COMMANDS = ("sbatch", "squeue", "sacct", "scancel", "scontrol", "sdiag")
 GONE_S = 30
 """How long leaving waits for processes to go that were killed, before it says that they stay."""
 
