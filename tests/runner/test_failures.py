@@ -389,7 +389,7 @@ def test_another_python_is_refused_before_anything_is_unpickled(job: Job) -> Non
 
 
 def test_another_major_cloudpickle_is_refused_before_anything_is_unpickled(job: Job) -> None:
-    job.offer(b"never unpickled", cloudpickle="2.2.1")
+    job.offer(b"never unpickled, though it names cloudpickle", cloudpickle="2.2.1")
     assert job.run()[0] == 1
     ours = cloudpickle.__version__
     assert told(job.fields("evidence")) == (

@@ -42,6 +42,8 @@ _CHUNK = 64 << 10
 _PIPE = 1 << 20
 """No pipe holds more, https://man7.org/linux/man-pages/man7/pipe.7.html."""
 _HEAD = struct.Struct(">IQ")
+_PLAIN = frozenset((bool, bytes, complex, float, int, str, type(None)))
+"""The types that need no more than a plain pickle, and so no import of cloudpickle."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
 
 
@@ -238,15 +240,18 @@ def _answer(call: Call) -> Answer:
         function, args, kwargs = _unpickle(call)
     except ReportError as error:
         return Answer("evidence", b"", error.report.fields)
-    import cloudpickle
-
     try:
         result = function(*args, **kwargs)
     except BaseException as error:  # noqa: BLE001 - sys.exit and KeyboardInterrupt are answers too
         words = _traceback(error)
         fields = {"type": type(error).__qualname__, **Report.raised(error, words).fields}
-        return Answer("exception", _pickled(error), fields, cloudpickle.__version__)
+        data, version = _pickled(error)
+        return Answer("exception", data, fields, version)
+    if type(result) in _PLAIN:
+        return Answer("result", pickle.dumps(result, pickle.HIGHEST_PROTOCOL), {})
     try:
+        import cloudpickle
+
         return Answer("result", cloudpickle.dumps(result), {}, cloudpickle.__version__)
     except BaseException as error:  # noqa: BLE001 - pickling runs the user's code
         report = Report.cannot_pickle(result, error, _traceback(error))
@@ -256,28 +261,26 @@ def _answer(call: Call) -> Answer:
 def _unpickle(call: Call) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
     """Return function, args and kwargs. Raises ReportError where they cannot be had."""
     sys.path[:0] = call.path
-    try:
-        import cloudpickle
-    except ImportError as error:
-        raise ReportError(Report.missing("the runner", error)) from error
-    theirs, ours = call.cloudpickle, cloudpickle.__version__
-    if theirs and theirs.partition(".")[0] != ours.partition(".")[0]:
-        raise ReportError(Report.other_cloudpickle(theirs, ours))
+    # What names importable things only is a plain pickle, and the import would take longer than all the rest.
+    if any(b"cloudpickle" in data for data in (call.function, *call.args, *call.kwargs.values())):
+        _check_cloudpickle(call.cloudpickle)
     what = "the function"
     args, kwargs = [], {}
     try:
-        function = cloudpickle.loads(call.function)
+        function = pickle.loads(call.function)
         for number, data in enumerate(call.args, 1):
             what = f"argument {number}"
-            args.append(cloudpickle.loads(data))
+            args.append(pickle.loads(data))
         for name, data in call.kwargs.items():
             what = f"argument {name!r}"
-            kwargs[name] = cloudpickle.loads(data)
+            kwargs[name] = pickle.loads(data)
     except ModuleNotFoundError as error:
         raise ReportError(Report.missing(what, error)) from error
     except BaseException as error:
-        if theirs not in ("", ours):
-            report = Report.other_cloudpickle(theirs, ours, error)
+        import cloudpickle
+
+        if call.cloudpickle not in ("", cloudpickle.__version__):
+            report = Report.other_cloudpickle(call.cloudpickle, cloudpickle.__version__, error)
         elif isinstance(error, (ImportError, AttributeError)):
             report = Report.missing(what, error)
         elif isinstance(error, (pickle.UnpicklingError, EOFError)):
@@ -288,8 +291,19 @@ def _unpickle(call: Call) -> tuple[Callable[..., Any], list[Any], dict[str, Any]
     return function, args, kwargs
 
 
-def _pickled(error: BaseException) -> bytes:
-    """Return the exception pickled if it survives the journey, else b""."""
+def _check_cloudpickle(theirs: str) -> None:
+    """Raise ReportError if there is no cloudpickle here, or one that cannot read what `theirs` has written."""
+    try:
+        import cloudpickle
+    except ImportError as error:
+        raise ReportError(Report.missing("the runner", error)) from error
+    ours = cloudpickle.__version__
+    if theirs and theirs.partition(".")[0] != ours.partition(".")[0]:
+        raise ReportError(Report.other_cloudpickle(theirs, ours))
+
+
+def _pickled(error: BaseException) -> tuple[bytes, str]:
+    """Return the exception pickled if it survives the journey, else b"", and the version that did it."""
     # SystemExit and KeyboardInterrupt go in words only: as themselves they would end the host.
     if isinstance(error, Exception):
         with suppress(Exception):
@@ -297,8 +311,8 @@ def _pickled(error: BaseException) -> bytes:
 
             data: bytes = cloudpickle.dumps(error)
             if type(pickle.loads(data)) is type(error):
-                return data
-    return b""
+                return data, cloudpickle.__version__
+    return b"", ""
 
 
 def _traceback(error: BaseException) -> str:

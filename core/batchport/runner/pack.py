@@ -179,6 +179,8 @@ class _Pack:
             raise _SupersededError
 
     def _run_all(self, payload: Payload) -> int:
+        if len(payload.tasks) > 1:
+            payload.preload()
         waiting = deque(enumerate(payload.tasks, payload.first))
         running: list[_Run] = []
         try:

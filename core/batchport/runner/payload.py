@@ -10,6 +10,8 @@ import os
 import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from batchport.envelope import LARGEST, PYTHON, Envelope
@@ -154,6 +156,12 @@ class Payload:
             self._cloudpickle,
             task["time_limit_s"],
         )
+
+    def preload(self) -> None:
+        """Import what every child would import for itself, unless the tasks' own path may have another one."""
+        if not self._zips and not any(Path(each, "cloudpickle").exists() for each in self._path):
+            with suppress(ImportError):  # a child tells it, if it needs it
+                import cloudpickle  # noqa: F401
 
     def close(self) -> None:
         """Remove the code that was unzipped, once no child needs it any more."""
