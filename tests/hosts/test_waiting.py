@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -69,6 +70,30 @@ async def test_memory_that_is_free_again_is_used_again(store: FolderStore) -> No
         del_me = waiting.keep(bytes(60_000), 60_000)
         del del_me
     assert segments(store) == []
+
+
+def test_bytes_are_let_go_while_others_are_written(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    put, writing, go = FolderStore.put, threading.Event(), threading.Event()
+
+    def put_slowly(self: FolderStore, key: str, data: bytes) -> bool:
+        writing.set()
+        assert go.wait(20)
+        return put(self, key, data)
+
+    monkeypatch.setattr(FolderStore, "put", put_slowly)
+    waiting = WaitingBytes(store, "w")
+    kept = [waiting.keep(bytes(60_000), 60_000)]
+    writer = threading.Thread(target=waiting.keep, args=(bytes(200_000), 200_000))
+    letting_go = threading.Thread(target=kept.clear)
+    writer.start()
+    try:
+        assert writing.wait(20)
+        letting_go.start()
+        letting_go.join(5)
+        assert not letting_go.is_alive()
+    finally:
+        go.set()
+        writer.join()
 
 
 async def test_a_store_that_fails_refuses_no_call(

@@ -33,9 +33,9 @@ class WaitingBytes:
         self._keys = Keys(worker)
         # Its own, so that what an earlier start has left is not mistaken for this one's.
         self._token = secrets.token_hex(4)
-        # Re-entrant: the garbage collector may call `let_go` in a thread that is in here already.
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._held = 0
+        self._let_go: deque[int] = deque()
         self._made = 0
         self._open: _Segment | None = None
         self._unused: deque[str] = deque()
@@ -47,6 +47,8 @@ class WaitingBytes:
         `size` is their number, the very object that the caller keeps, so that there are not two.
         """
         with self._lock:
+            while self._let_go:
+                self._held -= self._let_go.popleft()
             if self._held + size <= _IN_MEMORY:
                 self._held += size
                 return _InMemory(self, data)
@@ -79,9 +81,8 @@ class WaitingBytes:
         return True
 
     def let_go(self, size: int) -> None:
-        """Count bytes as gone that were in memory."""
-        with self._lock:
-            self._held -= size
+        """Have bytes counted as gone that were in memory. Never blocks: the worker's loop calls it, and the collector."""
+        self._let_go.append(size)
 
     def throw_away(self, key: str) -> None:
         """Have a segment removed at the next `tidy`. Never blocks: the garbage collector calls it."""
