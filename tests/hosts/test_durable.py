@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +15,9 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from batchport import BatchExecutor, Reason, StoreError, TaskFailedError, UsageError
+from batchport import BatchExecutor, JobState, JobStatus, Reason, StoreError, TaskFailedError, UsageError
+from batchport.backends.local import LocalAdapter, Options
+from batchport.hosts.executor import BrokenWorkerError
 from batchport.store import FolderStore, Keys
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -26,6 +28,19 @@ Make = Callable[..., BatchExecutor]
 
 class StopError(Exception):
     """What ends a script."""
+
+
+class Watched(LocalAdapter):
+    """Notes how jobs ended."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        super().__init__(Options(folder=str(tmp_path / "jobs")))
+        self.ended: dict[str, JobState] = {}
+
+    def poll_jobs(self, job_ids: Sequence[str]) -> list[JobStatus]:
+        statuses = list(super().poll_jobs(job_ids))
+        self.ended |= {status.job_id: status.state for status in statuses if status.state.is_final}
+        return statuses
 
 
 @contextmanager
@@ -240,6 +255,32 @@ def test_a_job_that_lives_is_known_by_its_function_too(make: Make, tmp_path: Pat
         executor.submit(len, "")
 
 
+def test_a_job_that_has_ended_before_the_script_begins_is_known_by_its_function_too(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    get, names, read = FolderStore.get, FolderStore.names, threading.Event()
+
+    def get_and_tell(self: FolderStore, key: str) -> bytes | None:
+        data = get(self, key)
+        if key.endswith(".result"):
+            read.set()
+        return data
+
+    def list_slowly(self: FolderStore, folder: str) -> list[str]:
+        if folder.endswith("/waiting"):
+            assert read.wait(20)
+            time.sleep(0.2)  # the worker makes an outcome of it meanwhile, and if not, nothing changes
+        return names(self, folder)
+
+    executor = make()
+    executor.submit(run_marked, tmp_path / "mark")
+    executor.detach()
+    monkeypatch.setattr(FolderStore, "get", get_and_tell)
+    monkeypatch.setattr(FolderStore, "names", list_slowly)
+    with make() as executor, pytest.raises(UsageError, match="it was one of run_marked"):
+        executor.submit(len, "")
+
+
 def test_a_key_is_that_of_one_call(make: Make) -> None:
     with make() as executor:
         keyed = executor.options(key="fit")
@@ -291,11 +332,12 @@ def test_everything_can_be_forgotten(make: Make, tmp_path: Path) -> None:
     with dies(make) as executor:
         executor.submit(abs, -1).result()
         executor.submit(wait_for, tmp_path / "go", tmp_path / "mark")
-    with make() as executor:
+    adapter = Watched(tmp_path)
+    with make(backend=adapter) as executor:
         executor.forget()
         assert executor.submit(len, "abc").result() == 3
         assert kept(tmp_path) == ["1.len"]
-    assert not (tmp_path / "go").exists(), "the with ended, so the job was cancelled"
+    assert JobState.CANCELLED in adapter.ended.values()
 
 
 def test_a_call_that_is_under_way_cannot_be_forgotten(make: Make, tmp_path: Path) -> None:
@@ -323,6 +365,16 @@ def test_a_cancelled_call_is_made_again(make: Make, tmp_path: Path, eventually: 
             eventually(lambda count=count: times_run(tmp_path / "mark") == count)
             raise KeyboardInterrupt
         assert future.cancelled()
+
+
+def test_ctrl_c_cancels_jobs_of_an_earlier_start_too_that_no_call_has_asked_for(make: Make, tmp_path: Path) -> None:
+    executor = make()
+    executor.submit(wait_for, tmp_path / "go", tmp_path / "mark")
+    executor.detach()
+    adapter = Watched(tmp_path)
+    with suppress(KeyboardInterrupt), make(backend=adapter):
+        raise KeyboardInterrupt
+    assert list(adapter.ended.values()) == [JobState.CANCELLED]
 
 
 def test_an_outcome_that_is_damaged_says_what_to_do(make: Make, tmp_path: Path) -> None:
@@ -393,6 +445,38 @@ def test_the_older_of_two_starts_ends_in_words(
         error = future.exception(20)
     assert str(error).startswith("the worker 'ann' was started again by process ")
     assert times_run(tmp_path / "mark") == 1
+
+
+def test_calls_whose_kept_outcome_cannot_be_read_end_with_their_worker(
+    make: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    eventually: Eventually,
+) -> None:
+    get = FolderStore.get
+
+    def get_badly(self: FolderStore, key: str) -> bytes | None:
+        if "/outcomes/" in key:
+            raise StoreError("permission denied")
+        return get(self, key)
+
+    with dies(make) as executor:
+        for key in ("a", "b"):
+            executor.options(key=key).submit(abs, -1).result()
+    monkeypatch.setattr(FolderStore, "get", get_badly)
+    executor = make()
+    futures = [executor.options(key="a").submit(abs, -1), executor.submit(len, "")]
+    assert futures[1].result() == 0
+    futures[1] = executor.submit(wait_for, tmp_path / "go", tmp_path / "mark")
+    eventually(lambda: "permission denied" in caplog.text)
+    newer = b'{"host": "another", "pid": 1, "started": 1, "ended": false}'
+    FolderStore(tmp_path / "store").put(Keys("ann").epoch(99), newer)
+    for future in futures:
+        assert isinstance(future.exception(20), BrokenWorkerError)
+    with pytest.raises(BrokenWorkerError):
+        executor.options(key="b").submit(abs, -1)
+    (tmp_path / "go").touch()
 
 
 def test_a_name_needs_a_store_that_stays(make_executor: Make) -> None:

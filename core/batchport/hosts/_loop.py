@@ -192,10 +192,12 @@ class WorkerLoop:
             raise
 
     def cancel_all(self) -> None:
-        """Cancel every task, running or not."""
+        """Cancel every task, running or not, also those of an earlier start that no call has asked for yet."""
         self._clean = False
         for future in self.unfinished():
             future.cancel()
+        with suppress(RuntimeError):  # it has ended already
+            self._loop.call_soon_threadsafe(self._cancel_in_jobs)
 
     def _run(self) -> None:
         _living.add(self)
@@ -207,14 +209,14 @@ class WorkerLoop:
             error = crash
             while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
                 error = error.exceptions[0]  # the worker's task group wraps even a single one
+        with self._lock:
+            self._closed, self._broken = True, error  # first: the readers try on for as long as this is not known
         self._readers.shutdown()
         if self.run is not None and self._clean and not self._detached and error is None:
             self._end_run(self.run)  # last of all: until then a script that is killed can be run again
         self._waiting.close()
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
-        with self._lock:
-            self._closed, self._broken = True, error
         if not self._opened.done():
             self._opened.set_exception(error or RuntimeError("the worker ended before it was open"))
         elif error is not None:
@@ -226,9 +228,10 @@ class WorkerLoop:
 
     async def _main(self) -> None:
         async with self.worker:
+            living = self.worker.in_jobs  # before anything is awaited: one that has ended already is soon out of them
             if self.run is not None:
                 await asyncio.to_thread(self._waiting.remove_strays)
-                for task_id in await asyncio.to_thread(self.run.begin, self.worker.in_jobs):
+                for task_id in await asyncio.to_thread(self.run.begin, living):
                     self._cancel(task_id)
             self._begun.set()
             self._opened.set_result(None)
@@ -301,7 +304,7 @@ class WorkerLoop:
     def _read_kept(self, task_id: str) -> None:
         assert self.run is not None
         backoff = Backoff(most=5.0)
-        while task_id in self._unfinished and not self._detached:
+        while task_id in self._unfinished and not self._detached and self._broken is None:
             try:
                 self._outcomes.put(self.run.read(task_id))
             except StoreError as error:
@@ -319,6 +322,10 @@ class WorkerLoop:
         task = self._loop.create_task(self.worker.cancel(task_id))
         self._cancels.add(task)
         task.add_done_callback(self._cancels.discard)
+
+    def _cancel_in_jobs(self) -> None:
+        for task_id in self.worker.in_jobs:
+            self._cancel(task_id)
 
     def _settle_all(self) -> None:
         for outcome in iter(self._outcomes.get, None):
