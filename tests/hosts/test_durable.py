@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -298,6 +298,36 @@ def test_a_key_is_that_of_one_call(make: Make) -> None:
         )
 
 
+def test_a_key_is_a_str(make: Make) -> None:
+    with make() as executor, pytest.raises(UsageError) as caught:
+        executor.options(key=7)  # type: ignore[arg-type] # that is what is tested
+    assert str(caught.value) == "key=7: a key is a str; write key=str(7)"
+
+
+def test_a_call_that_cannot_be_pickled_leaves_its_key_to_another(make: Make) -> None:
+    with make() as executor:
+        keyed = executor.options(key="fit")
+        with pytest.raises(UsageError, match="cannot be pickled"):
+            keyed.submit(id, threading.Lock())
+        assert keyed.submit(abs, -1).result() == 1
+
+
+def test_of_two_threads_with_one_key_one_makes_its_call(make: Make) -> None:
+    both = threading.Barrier(2)
+
+    class Meets:
+        def __reduce__(self) -> tuple[type[int], tuple[int]]:
+            both.wait(20)
+            return int, (7,)
+
+    with make() as executor, ThreadPoolExecutor(2) as threads:
+        submit: Any = executor.options(key="fit").submit
+        submitted = [threads.submit(submit, abs, Meets()) for _ in range(2)]
+        (refused,) = filter(None, [each.exception() for each in submitted])
+        assert str(refused).startswith("the key 'fit' is that of an earlier call of this script")
+        assert [each.result().result() for each in submitted if not each.exception()] == [7]
+
+
 def test_map_is_taken_up_again(make: Make, tmp_path: Path) -> None:
     marks = [tmp_path / str(number) for number in range(5)]
     for _ in range(2):
@@ -466,14 +496,15 @@ def test_calls_whose_kept_outcome_cannot_be_read_end_with_their_worker(
             executor.options(key=key).submit(abs, -1).result()
     monkeypatch.setattr(FolderStore, "get", get_badly)
     executor = make()
-    futures = [executor.options(key="a").submit(abs, -1), executor.submit(len, "")]
-    assert futures[1].result() == 0
-    futures[1] = executor.submit(wait_for, tmp_path / "go", tmp_path / "mark")
+    first, living = (
+        executor.options(key="a").submit(abs, -1),
+        executor.submit(wait_for, tmp_path / "go", tmp_path / "mark"),
+    )
     eventually(lambda: "permission denied" in caplog.text)
     newer = b'{"host": "another", "pid": 1, "started": 1, "ended": false}'
     FolderStore(tmp_path / "store").put(Keys("ann").epoch(99), newer)
-    for future in futures:
-        assert isinstance(future.exception(20), BrokenWorkerError)
+    for error in (living.exception(20), first.exception(20)):
+        assert isinstance(error, BrokenWorkerError)
     with pytest.raises(BrokenWorkerError):
         executor.options(key="b").submit(abs, -1)
     (tmp_path / "go").touch()

@@ -77,7 +77,7 @@ class Run:
     def next_id(self, function: str, key: str | None) -> str:
         """Return the task id of the next call, or of the call with this key.
 
-        Raises UsageError if an earlier start, or this one, made that call with another function.
+        Raises UsageError if an earlier start made that call with another function, or this one made it already.
         """
         with self._lock:
             if key is None:
@@ -85,22 +85,28 @@ class Run:
                 call = str(self._calls)
             else:
                 call = _safe_key(key)
-                if call in self._keys_used:
-                    raise UsageError(
-                        f"the key {key!r} is that of an earlier call of this script, and this is another call, of "
-                        f"{function}: give each call a key of its own"
-                    )
-                self._keys_used.add(call)
+                self._refuse_if_used(call, key, function)
             task_id = f"{self._token}.{call}.{_safe(function)}"
             known = self._earlier.get(call, task_id)
             if known != task_id:
-                self._keys_used.discard(call)
                 raise UsageError(self._mismatch(key, call, known, function))
         return task_id
 
     def made(self, task_id: str) -> None:
-        """Note that this start has made a call."""
-        self._earlier.pop(_call_of(task_id), None)
+        """Note that this start makes a call. Raises UsageError if another thread has just made one with its key."""
+        call = _call_of(task_id)
+        with self._lock:
+            if call.startswith(_KEYED):
+                self._refuse_if_used(call, call.removeprefix(_KEYED), _function_of(task_id))
+                self._keys_used.add(call)
+            self._earlier.pop(call, None)
+
+    def _refuse_if_used(self, call: str, key: str, function: str) -> None:
+        if call in self._keys_used:
+            raise UsageError(
+                f"the key {key!r} is that of an earlier call of this script, and this is another call, of {function}: "
+                "give each call a key of its own"
+            )
 
     def is_to_come(self, task_id: str) -> bool:
         """Return whether an earlier start made a call that this one has not made yet."""

@@ -121,12 +121,12 @@ class WorkerLoop:
             raise self._crash()
         if self._closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
+        if self.run is not None:
+            self.run.made(task_id)
         if self._bar is not None and not self._unfinished:
             self._bar.show()
         self._submitted += 1
         future = self._unfinished[task_id] = TaskFuture(task_id, self)
-        if self.run is not None:
-            self.run.made(task_id)
         return future
 
     def take(self, task_id: str) -> TaskFuture[Any] | None:

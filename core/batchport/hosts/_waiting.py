@@ -81,7 +81,7 @@ class WaitingBytes:
         return True
 
     def let_go(self, size: int) -> None:
-        """Have bytes counted as gone that were in memory. Never blocks: the worker's loop calls it, and the collector."""
+        """Have bytes counted as gone that were in memory. Never blocks: the worker's loop calls it."""
         self._let_go.append(size)
 
     def throw_away(self, key: str) -> None:

@@ -216,6 +216,9 @@ class BatchExecutor(Executor):
         known = ["key", "label", *(field.name for field in fields(Resources))]
         if unknown := [name for name in asked if name not in known]:
             raise UsageError(f"options() has no {unknown[0]!r}; it has: {', '.join(known)}")
+        key: object = asked.get("key")
+        if not isinstance(key, str | None):
+            raise UsageError(f"key={key!r}: a key is a str; write key=str({key!r})")
         view, resources = copy.copy(self), dict[str, Any](asked)
         view._key = resources.pop("key", self._key)  # noqa: SLF001 - its own class
         view._label = resources.pop("label", self._label)  # noqa: SLF001 - likewise
