@@ -187,6 +187,30 @@ def test_detach_sends_what_there_is_room_for_and_leaves_nothing_of_the_executor(
     assert [times_run(tmp_path / f"mark{number}") for number in range(10)] == [1] * 10
 
 
+def test_detach_counts_no_call_as_unsent_whose_outcome_is_kept(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    get = FolderStore.get
+
+    def get_badly(self: FolderStore, key: str) -> bytes | None:
+        if "/outcomes/" in key:
+            raise StoreError("not now")
+        return get(self, key)
+
+    with dies(make) as executor:
+        executor.submit(abs, -1).result()
+    executor = make(max_jobs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderStore, "get", get_badly)
+        executor.submit(abs, -1)
+        for number in range(3):
+            executor.submit(wait_for, tmp_path / "go", tmp_path / f"mark{number}")
+        executor.detach()
+    (tmp_path / "go").touch()
+    said = [message for message in caplog.messages if "at the backend yet" in message]
+    assert said == ["2 calls are not at the backend yet; they are sent when the script is run again"]
+
+
 def test_an_exception_in_the_with_leaves_at_once_and_lets_the_jobs_live(make: Make, tmp_path: Path) -> None:
     with dies(make) as executor:
         future = executor.submit(wait_for, tmp_path / "go", tmp_path / "mark")

@@ -259,7 +259,9 @@ class WorkerLoop:
         """Wait until the backend has as many of the calls as it may."""
         while await self.worker.sent() and self._inbox:  # noqa: ASYNC110 - the other coroutine empties it
             await asyncio.sleep(0.01)
-        if left := self._unfinished.keys() - self.worker.in_jobs:
+        assert self.run is not None  # no other executor can be left
+        without_job = self._unfinished.keys() - self.worker.in_jobs
+        if left := [each for each in without_job if not self.run.keeps(each)]:
             _log.warning("%d calls are not at the backend yet; they are sent when the script is run again", len(left))
 
     def _end_run(self, run: Run) -> None:
