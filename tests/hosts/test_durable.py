@@ -15,7 +15,16 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from batchport import BatchExecutor, JobState, JobStatus, Reason, StoreError, TaskFailedError, UsageError
+from batchport import (
+    BatchExecutor,
+    JobState,
+    JobStatus,
+    Reason,
+    StoreError,
+    SupersededError,
+    TaskFailedError,
+    UsageError,
+)
 from batchport.backends.local import LocalAdapter, Options
 from batchport.hosts.executor import BrokenWorkerError
 from batchport.store import FolderStore, Keys
@@ -392,6 +401,38 @@ def test_everything_can_be_forgotten(make: Make, tmp_path: Path) -> None:
         assert executor.submit(len, "abc").result() == 3
         assert kept(tmp_path) == ["1.len"]
     assert JobState.CANCELLED in adapter.ended.values()
+
+
+@pytest.mark.parametrize("end", ["shutdown", "detach"])
+def test_an_executor_that_has_ended_forgets_nothing(make: Make, tmp_path: Path, end: str) -> None:
+    ended = make()
+    future = ended.submit(abs, -1)
+    assert future.result() == 1
+    getattr(ended, end)()
+    with dies(make) as executor:
+        executor.submit(abs, -1).result()
+        for calls in ((), (future,)):
+            with pytest.raises(RuntimeError, match=r"^cannot forget calls after shutdown$"):
+                ended.forget(*calls)
+        assert kept(tmp_path) == ["1.abs"]
+
+
+def test_the_older_of_two_starts_forgets_nothing_of_the_newer_one(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = iter(f"host{number}" for number in range(100))
+    monkeypatch.setattr("socket.gethostname", lambda: next(hosts))  # as on another machine: it is not known to run
+    older = make()
+    future = older.submit(abs, -1)
+    assert future.result() == 1
+    with make() as newer:
+        for calls in ((), (future,)):
+            with pytest.raises((SupersededError, BrokenWorkerError), match="was started again by"):
+                older.forget(*calls)
+        assert kept(tmp_path) == ["1.abs"]
+        assert newer.submit(abs, -1).result() == 1
+    assert kept(tmp_path) == []
+    assert FolderStore(tmp_path / "store").get(Keys("ann").run) is None, "the run was the newer one's to end"
 
 
 def test_a_call_that_is_under_way_cannot_be_forgotten(make: Make, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from batchport.envelope import Envelope
-from batchport.errors import EnvelopeError, Reason, UsageError
+from batchport.errors import EnvelopeError, Reason, SupersededError, UsageError
 from batchport.store import Keys, Store
 from batchport.tasks import Failure, Outcome
 
@@ -54,7 +54,7 @@ class Run:
         note = (self._store.get(self._keys.run) or b"").decode()
         self._token = note.partition(" ")[0] or secrets.token_hex(4)
         # Its new owner is noted, so that an older worker of this name does not end it.
-        self._store.put(self._keys.run, f"{self._token} {self._owner}".encode())
+        self._store.put(self._keys.run, self._note(self._token))
         names = self._store.names(self._keys.outcomes)
         self._store.delete([self._keys.outcome(name) for name in names if not self.has(name)])
         self._kept.update(filter(self.has, names))
@@ -163,7 +163,8 @@ class Run:
         )
 
     def forget(self, task_ids: Collection[str]) -> None:
-        """Remove outcomes, so that these calls run again when the script does. Raises StoreError."""
+        """Remove outcomes, so that the script's next run makes these calls anew. Raises as `begin_anew`."""
+        self._check_is_ours()
         self._store.delete(map(self._keys.outcome, task_ids))
         with self._lock:
             self._kept.difference_update(task_ids)
@@ -184,7 +185,7 @@ class Run:
 
     def end(self) -> None:
         """Let the run be over, and remove all it keeps, unless another start has taken it over. Raises StoreError."""
-        if self._store.get(self._keys.run) != f"{self._token} {self._owner}".encode():
+        if self._store.get(self._keys.run) != self._note(self._token):
             return
         # First: whoever is started after this instant begins anew, whatever is left of the outcomes.
         self._store.delete([self._keys.run])
@@ -192,15 +193,29 @@ class Run:
         self._kept.clear()
 
     def begin_anew(self) -> list[str]:
-        """Forget everything that earlier starts have left; return their tasks that live and nobody wants."""
+        """Forget everything that earlier starts have left; return their tasks that live and nobody wants.
+
+        Raises SupersededError and StoreError.
+        """
+        self._check_is_ours()
+        token = secrets.token_hex(4)
+        self._store.delete(map(self._keys.outcome, list(self._kept)))
+        self._store.put(self._keys.run, self._note(token))
         living = [task_id for task_id in self._earlier.values() if not self.keeps(task_id)]
-        self.end()
         with self._lock:
             self._earlier.clear()
             self._keys_used.clear()
-        self._token = ""
-        self.begin(())
+        self._token = token
+        self._kept.clear()
         return living
+
+    def _note(self, token: str) -> bytes:
+        return f"{token} {self._owner}".encode()
+
+    def _check_is_ours(self) -> None:
+        """Raise SupersededError if another start has taken the run over: what is kept is for that one."""
+        if self._store.get(self._keys.run) not in {None, self._note(self._token)}:
+            raise SupersededError(self._worker, "somebody")
 
 
 def _call_of(task_id: str) -> str:

@@ -116,11 +116,15 @@ class WorkerLoop:
             self._readers.submit(self._read_kept, task_id)
         return future
 
-    def _new_future(self, task_id: str) -> TaskFuture[Any]:
+    def check_open(self, what: str) -> None:
+        """Raise RuntimeError once the loop is closed, and BrokenWorkerError if its worker has crashed."""
         if self._broken is not None:
             raise self._crash()
         if self._closed:
-            raise RuntimeError("cannot schedule new futures after shutdown")
+            raise RuntimeError(f"cannot {what} after shutdown")
+
+    def _new_future(self, task_id: str) -> TaskFuture[Any]:
+        self.check_open("schedule new futures")
         if self.run is not None:
             self.run.made(task_id)
         if self._bar is not None and not self._unfinished:

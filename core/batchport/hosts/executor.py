@@ -270,10 +270,12 @@ class BatchExecutor(Executor):
 
         Without calls it forgets everything that earlier runs have left and cancels the jobs that they left
         and that no call has asked for yet: first in a script, it makes this run the first one. Raises UsageError
-        for a call that is under way (without calls: if any is), or if the executor is not durable; StoreError.
+        for a call that is under way (without calls: if any is), or if the executor is not durable; RuntimeError after
+        `shutdown`; SupersededError or BrokenWorkerError if the script was started again elsewhere; StoreError.
         """
         if self._run is None:
             raise UsageError("forget() needs an executor that is durable; this one keeps nothing, and has no name")
+        self._loop.check_open("forget calls")
         pending = {future.task_id for future in self._loop.unfinished()}
         ids = [call.task_id if isinstance(call, TaskFuture) else self._run.id_of(call, pending) for call in calls]
         under_way = [each for each in ids if each is not None and (each in pending or self._run.is_living(each))]
