@@ -21,6 +21,8 @@ from dask.base import compute
 from dask.delayed import delayed
 
 from batchport import BatchExecutor, Reason, Resources, TaskFailedError, UsageError
+from batchport.backends.local import LocalAdapter, Options
+from batchport.store import open_store
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -295,6 +297,33 @@ def test_a_store_that_was_given_stays_and_holds_nothing_of_the_tasks(make_execut
         str(path.relative_to(tmp_path / "my store")) for path in (tmp_path / "my store").rglob("*") if path.is_file()
     }
     assert left == {"mine/birth", "mine/epochs/00000001"}
+
+
+def test_an_executor_without_a_name_leaves_nothing_in_a_store_that_was_given(
+    make_executor: Make, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    with make_executor(store=store) as executor:
+        executor.submit(len, bytes(100_000)).result()
+        executor.submit(time.sleep, 50).cancel()
+        assert list(store.iterdir())
+    assert list(store.iterdir()) == []
+
+    class Stuck(LocalAdapter):
+        def open(self, worker: str) -> None:
+            raise OSError("stuck")
+
+    with pytest.raises(OSError, match="stuck"):
+        make_executor(Stuck(Options(folder=str(tmp_path / "jobs"))), store=store)
+    assert list(store.iterdir()) == []
+
+
+def test_an_executor_without_a_name_leaves_nothing_in_an_object_store(make_executor: Make, tmp_path: Path) -> None:
+    adapter = LocalAdapter(Options(folder=str(tmp_path / "jobs")))
+    with make_executor(adapter, store="memory://left") as executor:
+        assert open_store("memory://left").names("")
+    assert open_store("memory://left").names("") == []
+    assert executor.counts.jobs == 0
 
 
 def test_an_executor_that_nobody_holds_ends_after_its_work(

@@ -25,6 +25,7 @@ from batchport.hosts._durable import Run, is_answer
 from batchport.hosts._progress import Bar, Progress
 from batchport.hosts._waiting import WaitingBytes
 from batchport.hosts.futures import TaskFuture
+from batchport.store import FolderStore, Keys, Store
 from batchport.tasks import Outcome, Task
 from batchport.worker import BatchWorker
 from batchport.worker.calls import Backoff
@@ -219,6 +220,8 @@ class WorkerLoop:
         if self.run is not None and self._clean and not self._detached and error is None:
             self._end_run(self.run)  # last of all: until then a script that is killed can be run again
         self._waiting.close()
+        if self.run is None:
+            _remove_traces(self._waiting.store, Keys(self.worker.name))
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
         if not self._opened.done():
@@ -383,6 +386,17 @@ async def _is_done_before(event: asyncio.Event, work: asyncio.Future[None]) -> b
         return work.done()
     finally:
         waiting.cancel()
+
+
+def _remove_traces(store: Store, keys: Keys) -> None:
+    """Remove what a worker leaves for its next start, where there will be none: its name was made up for it."""
+    with suppress(StoreError):
+        store.delete([keys.birth, *(f"{keys.epochs}/{number}" for number in store.names(keys.epochs))])
+    if isinstance(store, FolderStore):
+        folder = store.root / keys.worker
+        for each in (*folder.glob("*"), folder):
+            with suppress(OSError):  # not empty: a job that was killed in the middle of a write has left its draft
+                each.rmdir()
 
 
 def join_or_cancel(*loops: WorkerLoop) -> None:
