@@ -81,6 +81,12 @@ def test_an_option_that_makes_no_sense() -> None:
     assert refusal("local", max_jobs=0) == "max_jobs=0: must be at least 1"
 
 
+def test_lines_of_setup_that_are_no_str() -> None:
+    assert refusal("local", setup=("module load gcc",)) == (
+        "setup=('module load gcc',): give its lines as one str, such as 'module load gcc\\nmodule load mpi'"
+    )
+
+
 def test_a_name_that_cannot_be_used(tmp_path: Path) -> None:
     assert refusal("local", tmp_path / "store", name="my/name") == (
         "a worker can't be called 'my/name': use 1 to 40 of the characters A-Z a-z 0-9 _ -, "

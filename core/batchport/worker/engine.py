@@ -105,6 +105,9 @@ class BatchWorker:
             raise UsageError(f"code holds {wrong[0]!r}: give zips of modules, each as a batchport.Blob")
         if isinstance(launcher, str):
             raise UsageError(f"launcher={launcher!r}: give its words one by one, such as {launcher.split()!r}")
+        lines: object = setup
+        if not isinstance(lines, str):
+            raise UsageError(f"setup={lines!r}: give its lines as one str, such as 'module load gcc\\nmodule load mpi'")
         store = open_store(store) if isinstance(store, str) else store
         words = (("python", python), *(("launcher", word) for word in launcher), ("the store's URL", store.url))
         for what, text in words:
