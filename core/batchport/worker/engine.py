@@ -11,7 +11,6 @@ import logging
 import re
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -306,13 +305,17 @@ class BatchWorker:
             no_more = not ledger.waiting or len(ledger.holders) >= self._plan.max_jobs
             return no_more and ledger.all_submitted
 
-        def has_news(there: int) -> bool:
-            return is_done() or ledger.at_backend != there
+        there = ledger.at_backend
+
+        def has_news() -> bool:
+            nonlocal there
+            before, there = there, ledger.at_backend  # fewer: jobs have ended, and the backend took none
+            return is_done() or there > before
 
         while not is_done():
             try:
                 async with asyncio.timeout(patience_s):
-                    await ledger.until(partial(has_news, ledger.at_backend))
+                    await ledger.until(has_news)
             except TimeoutError:
                 return False
         return not ledger.waiting
