@@ -17,6 +17,7 @@ import pytest
 
 from batchport import (
     BatchExecutor,
+    JobSpec,
     JobState,
     JobStatus,
     Reason,
@@ -218,6 +219,31 @@ def test_detach_counts_no_call_as_unsent_whose_outcome_is_kept(
     (tmp_path / "go").touch()
     said = [message for message in caplog.messages if "at the backend yet" in message]
     assert said == ["2 calls are not at the backend yet; they are sent when the script is run again"]
+
+
+def test_detach_says_what_it_waits_for(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, eventually: Eventually
+) -> None:
+    up = threading.Event()
+
+    class Down(LocalAdapter):
+        def submit_job(self, job: JobSpec) -> str:
+            assert up.wait(20)
+            return super().submit_job(job)
+
+    executor = make(backend=Down(Options(folder=str(tmp_path / "jobs"))))
+    executor.submit(abs, -1)
+    said = "waiting up to a minute for the backend to take the calls; Ctrl-C leaves at once"
+    with ThreadPoolExecutor(1) as thread:
+        leaving = thread.submit(executor.detach)
+        try:
+            eventually(lambda: said in caplog.messages)
+        finally:
+            up.set()
+        leaving.result()
+    with make() as executor:
+        assert executor.submit(abs, -1).result() == 1
+    assert caplog.messages.count(said) == 1
 
 
 def test_an_exception_in_the_with_leaves_at_once_and_lets_the_jobs_live(make: Make, tmp_path: Path) -> None:

@@ -36,9 +36,10 @@ _log = logging.getLogger("batchport.executor")
 
 _living: set[WorkerLoop] = set()
 
-
 _READERS = 8
 """Threads that read kept outcomes, where a script that is run again asks for many."""
+_SILENT_S = 2.0
+"""Seconds that leaving may take before it says what it waits for."""
 
 
 class BrokenWorkerError(BatchportError, BrokenExecutor):
@@ -264,8 +265,13 @@ class WorkerLoop:
 
     async def _send_off(self) -> None:
         """Wait until the backend has as many of the calls as it may."""
-        while await self.worker.sent() and self._inbox:  # noqa: ASYNC110 - the other coroutine empties it
-            await asyncio.sleep(0.01)
+        words = "waiting up to a minute for the backend to take the calls; Ctrl-C leaves at once"
+        say = self._loop.call_later(_SILENT_S, _log.warning, words)
+        try:
+            while await self.worker.sent() and self._inbox:  # noqa: ASYNC110 - the other coroutine empties it
+                await asyncio.sleep(0.01)
+        finally:
+            say.cancel()
         assert self.run is not None  # no other executor can be left
         without_job = self._unfinished.keys() - self.worker.in_jobs
         if left := [each for each in without_job if not self.run.keeps(each)]:

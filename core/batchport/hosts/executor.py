@@ -96,7 +96,7 @@ class BatchExecutor(Executor):
     failed otherwise (its job was lost, used too much memory, was cancelled) is sent again by the next run.
     All of it is kept until it is forgotten, or until `shutdown` or a `with` that is left without an
     exception, when all work is done: the next run then begins anew. Leaving a `with` by an exception other
-    than KeyboardInterrupt is `detach`.
+    than KeyboardInterrupt is `detach`, and so takes up to a minute while the backend is down; Ctrl-C leaves at once.
     """
 
     def __init__(  # noqa: PLR0913 - each option has its line above
