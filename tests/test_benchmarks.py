@@ -15,6 +15,7 @@ SMALL = {
     "engine": ("--sizes", "50", "200", "--idle", "0.5", "--peer", "0"),
     "runner_start": ("--repeats", "2", "--no-peer"),
     "shared_argument": ("--tasks", "4", "--bytes", "100000"),
+    "waiting_memory": ("--calls", "100", "2000"),
 }
 
 
