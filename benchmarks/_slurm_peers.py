@@ -30,9 +30,9 @@ PINS = {
     "executorlib": ("executorlib[cluster]==1.11.0",),
     "dask-jobqueue": ("dask-jobqueue==0.9.0", "distributed==2026.8.0"),
     "parsl": ("parsl==2026.10.26",),
-    "psij-python": ("psij-python==0.9.11", "setuptools<81"),
+    "psij-python": ("psij-python==0.9.11"),
 }
-"""What is installed for each peer, from PyPI; PSI/J imports distutils's heirs without asking for them."""
+"""What is installed for each peer, from PyPI."""
 LOOPBACK = "127.0.0.1"
 ALLOCATED = "executorlib, in an allocation"
 
@@ -62,10 +62,11 @@ Map = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 
 
 @contextmanager
-def batchport(place: Place, tasks_per_job: int = 1) -> Iterator[Map]:
+def batchport(place: Place, tasks_per_job: int = 1, width: int = 1) -> Iterator[Map]:
     """BatchExecutor with the slurm adapter of the generated example."""
     executor = importlib.import_module("batchport").BatchExecutor
-    with executor(slurm_adapter(place), Path(place.folder, "store"), tasks_per_job=tasks_per_job) as started:
+    store = Path(place.folder, "store")
+    with executor(slurm_adapter(place), store, tasks_per_job=tasks_per_job, width=width) as started:
         yield lambda function, arguments: list(started.map(function, arguments))
 
 
@@ -83,6 +84,13 @@ def slurm_adapter(place: Place) -> Any:
 def batchport_packed(place: Place) -> Iterator[Map]:
     """As many elements as the cluster has CPUs."""
     with batchport(place, max(1, -(-place.calls // (place.nodes * place.cpus)))) as calls:
+        yield calls
+
+
+@contextmanager
+def batchport_by_node(place: Place) -> Iterator[Map]:
+    """As many elements as the cluster has nodes, each as wide as a node."""
+    with batchport(place, max(1, -(-place.calls // place.nodes)), place.cpus) as calls:
         yield calls
 
 
@@ -245,6 +253,7 @@ class Competitor:
 COMPETITORS = {
     "batchport, one element each": Competitor(batchport, None, "one array"),
     "batchport, packed": Competitor(batchport_packed, None, "an element per CPU of the cluster"),
+    "batchport, packed by node": Competitor(batchport_by_node, None, "an element per node, as wide as its CPUs"),
     "submitit, map_array": Competitor(submitit, "submitit", "each element starts an srun"),
     "executorlib, a job per call": Competitor(executorlib_jobs, "executorlib", "through HDF5 files"),
     "executorlib, a job per worker": Competitor(executorlib_blocks, "executorlib", "a worker per CPU"),

@@ -31,7 +31,7 @@ STEADY_S = 10.0
 LIMIT_S = 90.0
 """Slurm looks at time limits each 30 s, and the process has KillWait to end: https://slurm.schedmd.com/slurm.conf.html."""
 OURS = "batchport, one element each"
-NOT_HERE = ("batchport, packed", ALLOCATED, "dask-jobqueue, threads")
+NOT_HERE = ("batchport, packed", "batchport, packed by node", ALLOCATED, "dask-jobqueue, threads")
 """They would meet the same faults as others that are here, or have no job that is theirs."""
 NAMES = tuple(name for name in COMPETITORS if name not in NOT_HERE)
 SHOWN = 150
@@ -71,8 +71,8 @@ def kill_step(call: Call) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[Call], None], tuple[str, ...]]] = {
-    "cancelled": (cancel, ("CANCELLED",)),
-    "time limit": (end_time, ("TIMEOUT",)),
+    "cancelled": (cancel, ("[cancelled]",)),
+    "time limit": (end_time, ("[time limit]",)),
     "killed process": (kill_call, ("SIGKILL",)),
     "killed step": (kill_step, ("SIGKILL", "exit code 137")),
 }
@@ -99,16 +99,16 @@ def running_call(run: Run) -> list[Call]:
     return [Call(int(process), job) for process, job in map(str.split, lines)]
 
 
-def meet(name: str, cluster: Place, fault: str) -> dict[str, Any]:
+def meet(name: str, cluster: Place, fault: str, cap_s: float) -> dict[str, Any]:
     """Have one competitor meet one fault, and return what it said and when."""
     try:
         with place(cluster, 0, example() if name == OURS else "") as where, running(name, where) as run:
-            return _meet(run, fault)
+            return _meet(run, fault, cap_s)
     except SkippedError as skipped:
         return {"words": f"NOT RUN: {skipped}", "seconds": None, "hangs": False}
 
 
-def _meet(run: Run, fault: str) -> dict[str, Any]:
+def _meet(run: Run, fault: str, cap_s: float) -> dict[str, Any]:
     if not run.wait(START_S, lambda: bool(running_call(run))) or not (calls := running_call(run)):
         return {"words": f"NOT RUN: its call did not start; {run.last_words()}", "seconds": None, "hangs": False}
     call = calls[0]
@@ -123,22 +123,22 @@ def _meet(run: Run, fault: str) -> dict[str, Any]:
             return {"words": words, "seconds": None, "hangs": False}
         time.sleep(0.02)
     began = time.monotonic()
-    run.wait(CAP_S, lambda: run.report() is not None)
+    run.wait(cap_s, lambda: run.report() is not None)
     report, again = run.report(), len(running_call(run)) - 1
     met = {"process_gone_after": round(began - made, 2), "hangs": report is None, "ran_again": again}
     if report is None:
-        what = run.last_words() if run.process.poll() is not None else f"nothing within {CAP_S:g} s"
+        what = run.last_words() if run.process.poll() is not None else f"nothing within {cap_s:g} s"
         return {**met, "seconds": None, "words": f"{what}; the call runs again" if again else what}
     told = max(0.0, report["told"] - began)
     return {**met, "seconds": round(told, 2), "raised": report["raised"], "words": report["words"]}
 
 
-def budgets(met: dict[str, dict[str, Any]]) -> list[Budget]:
+def budgets(met: dict[str, dict[str, Any]], cap_s: float) -> list[Budget]:
     """Return what batchport promises: it does not hang, and names the reason."""
     promised = []
     for fault, each in met.items():
         seconds = each["seconds"]
-        promised.append(Budget(f"{fault}: seconds until it is told", seconds, CAP_S, ok=seconds is not None))
+        promised.append(Budget(f"{fault}: seconds until it is told", seconds, cap_s, ok=seconds is not None))
         names = FAULTS[fault][1]
         named = int(any(word in each["words"] for word in names))
         promised.append(Budget(f"{fault}: the words name {' or '.join(names)}", named, 1, ok=bool(named)))
@@ -163,6 +163,7 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--only", nargs="+", metavar="NAME", default=NAMES, choices=NAMES, help="only these")
     options.add_argument("--faults", nargs="+", metavar="FAULT", default=tuple(FAULTS), choices=tuple(FAULTS))
+    options.add_argument("--cap", type=float, default=CAP_S, metavar="SECONDS", help="how long to wait for its words")
     chosen = options.parse_args()
     start("slurm_faults: what is said of a job that Slurm ended")
     try:
@@ -176,12 +177,12 @@ def main() -> int:
     with ThreadPoolExecutor(len(FAULTS)) as pool:
         for name in chosen.only:
             print(f"  running {name}", file=sys.stderr, flush=True)
-            made = pool.map(lambda fault, name=name: meet(name, cluster, fault), chosen.faults)
+            made = pool.map(lambda fault, name=name: meet(name, cluster, fault, chosen.cap), chosen.faults)
             met[name] = dict(zip(chosen.faults, made, strict=True))
-    print(f"{out('sbatch', '--version').strip()}; ended after {CAP_S:g} s; all as each is by default")
+    print(f"{out('sbatch', '--version').strip()}; ended after {chosen.cap:g} s; all as each is by default")
     for fault in chosen.faults:
         show(fault, {name: each[fault] for name, each in met.items()})
-    return finish("slurm_faults", met, budgets(met[OURS]) if OURS in met else [])
+    return finish("slurm_faults", met, budgets(met[OURS], chosen.cap) if OURS in met else [])
 
 
 if __name__ == "__main__":
