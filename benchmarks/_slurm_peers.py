@@ -14,7 +14,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -25,12 +24,12 @@ from typing import Any
 
 __all__ = ["ALLOCATED", "COMPETITORS", "PINS", "Competitor", "Place"]
 
-PINS = {
+PINS: dict[str, tuple[str, ...]] = {
     "submitit": ("submitit==1.5.4",),
     "executorlib": ("executorlib[cluster]==1.11.0",),
     "dask-jobqueue": ("dask-jobqueue==0.9.0", "distributed==2026.8.0"),
     "parsl": ("parsl==2026.10.26",),
-    "psij-python": ("psij-python==0.9.11"),
+    "psij-python": ("psij-python==0.9.11",),
 }
 """What is installed for each peer, from PyPI."""
 LOOPBACK = "127.0.0.1"
@@ -285,23 +284,16 @@ def main() -> None:
             assert sorted(results) == list(range(1, place.calls + 1)), results[:20]
             leave_report(place, seconds=seconds, peak_mib=peak_mib())
         else:
-            leave_report(place, **end_of(lambda: calls(stay(), [stay_words(place)])))
-    leave_report(place, left_after=time.monotonic() - began, **json.loads(report_of(place).read_text()))
-    # Some leave threads that would keep the process.
-    threading.excepthook = lambda _: None
-    sys.stdout.flush()
-    os._exit(0)
+            leave_report(place, **end_of(lambda: calls(exec, [stay(place)])))
 
 
-def stay() -> Callable[[Any], Any]:
-    """Return the function of a call that does not end by itself."""
-    return subprocess.check_call
-
-
-def stay_words(place: Place) -> list[str]:
-    """Return its argument: a shell that notes who runs it, each time that it is run, and stays."""
-    noted = Path(place.folder, "running")
-    return ["sh", "-c", f"echo $PPID $SLURM_JOB_ID >>{noted}; exec sleep 900"]
+def stay(place: Place) -> str:
+    """Return the source of a call that notes its process and its job, each time that it runs, and stays."""
+    noted = str(Path(place.folder, "running"))
+    return (
+        f"import os, time\nwith open({noted!r}, 'a') as noted:\n"
+        "    print(os.getpid(), os.environ['SLURM_JOB_ID'], file=noted)\ntime.sleep(900)"
+    )
 
 
 def end_of(call: Callable[[], Any]) -> dict[str, Any]:
@@ -310,22 +302,15 @@ def end_of(call: Callable[[], Any]) -> dict[str, Any]:
         returned = call()
     except BaseException as error:  # noqa: BLE001 - whatever it raises is what is wanted
         told = time.monotonic()
-        words = "".join(traceback.format_exception_only(error)).strip()
-        cause = error.__cause__ or error.__context__
-        return {"told": told, "raised": True, "words": words, "cause": None if cause is None else str(cause)}
+        return {"told": told, "raised": True, "words": "".join(traceback.format_exception_only(error)).strip()}
     return {"told": time.monotonic(), "raised": False, "words": f"no error; it returned {returned!r}"}
 
 
 def leave_report(place: Place, **figures: Any) -> None:
     """Write the report so that it is there whole or not at all."""
-    report, new = report_of(place), Path(place.folder, "report.new")
+    new = Path(place.folder, "report.new")
     new.write_text(json.dumps(figures))
-    new.rename(report)
-
-
-def report_of(place: Place) -> Path:
-    """Return where the report is."""
-    return Path(place.folder, "report.json")
+    new.rename(Path(place.folder, "report.json"))
 
 
 def peak_mib() -> float:

@@ -39,7 +39,6 @@ __all__ = [
 EXAMPLES = Path(__file__).resolve().parents[1] / "generated_examples" / "slurm" / "src"
 COUNTED = ("sbatch", "srun", "salloc", "squeue", "sacct", "scancel", "sinfo", "scontrol", "sdiag", "sacctmgr")
 """All of Slurm's commands that ask its daemons for something."""
-LEAVING_S = 60.0
 ENDING_S = 60.0
 
 
@@ -109,8 +108,8 @@ def python_for(peer: str | None) -> str:
         for command in (make, install):
             done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
             if done.returncode:
-                last = (done.stderr.strip().splitlines() or ["no words"])[-1]
-                raise SkippedError(f"it can't be installed: {last.strip()}")
+                words = " ".join(done.stderr.split()) or "no words"
+                raise SkippedError(f"it can't be installed: {words[:200]}")
         complete.write_text(wanted, "utf-8")
     return str(python)
 

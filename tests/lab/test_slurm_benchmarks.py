@@ -1,40 +1,31 @@
-"""The benchmarks on Slurm run, in a small form, where a Slurm answers; and say in words where none does."""
+"""The benchmarks on Slurm run, in a small form, on the lab's Slurm; and say in words where none answers."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.lab import labs
 
-ROOT = Path(__file__).resolve().parents[2]
-BENCHMARKS = ROOT / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SMALL = {
     "slurm": ("--calls", "6", "--repeats", "1", "--no-peers"),
     "slurm_faults": ("--only", "batchport, one element each", "--faults", "cancelled", "killed process"),
 }
 
 
-def slurm_answers() -> bool:
-    """Whether there is a Slurm to run on."""
-    if shutil.which("scontrol") is None or "SLURM_CONF" not in os.environ:
-        return False
-    ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, check=False, timeout=60)
-    return "is UP" in ping.stdout
-
-
 @pytest.fixture(scope="module", params=SMALL)
 def report(request: pytest.FixtureRequest) -> tuple[str, int, dict[str, Any]]:
     """Run a benchmark; return what it printed, its exit code, and its last line, read."""
-    if not slurm_answers():
-        pytest.skip("no Slurm answers here; tests/lab/slurm-up makes one")
+    env = labs.slurm()
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / f"{request.param}.py"), *SMALL[request.param]],
+        env=env,
         capture_output=True,
         text=True,
         check=False,
