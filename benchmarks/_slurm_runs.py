@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from _slurm_peers import COMPETITORS, PINS, Place
@@ -40,6 +41,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "generated_examples" / "slurm" 
 COUNTED = ("sbatch", "srun", "salloc", "squeue", "sacct", "scancel", "sinfo", "scontrol", "sdiag", "sacctmgr")
 """All of Slurm's commands that ask its daemons for something."""
 ENDING_S = 60.0
+_installing = Lock()
 
 
 class NoSlurmError(Exception):
@@ -91,6 +93,11 @@ def python_for(peer: str | None) -> str:
     """
     if peer is None:
         return sys.executable
+    with _installing:
+        return _installed(peer)
+
+
+def _installed(peer: str) -> str:
     pins = PINS[peer]
     version = pins[0].partition("==")[2]
     folder = Path(tempfile.gettempdir(), f"batchport-peer-{os.getuid()}", f"{peer}-{version}")

@@ -153,7 +153,7 @@ def show(fault: str, met: dict[str, dict[str, Any]]) -> None:
         words = said(each["words"])
         short = words if len(words) <= SHOWN else f"{words[:SHOWN]}..."
         rows.append(
-            (name, "-" if each["seconds"] is None else each["seconds"], "hangs" if each["hangs"] else "", short)
+            (name, "-" if each["seconds"] is None else each["seconds"], "silent" if each["hangs"] else "", short)
         )
     table(("", "seconds", "", "first line of its words"), rows)
 

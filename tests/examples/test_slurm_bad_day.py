@@ -1,4 +1,4 @@
-"""A bad day at the cluster: Slurm's daemons die, its commands fail, and each task still has one outcome, the right one."""
+"""A bad day at the cluster: daemons die, commands fail, and each task still has one outcome, the right one."""
 
 from __future__ import annotations
 
