@@ -699,6 +699,7 @@ def alike(real: Cluster, folder: Path) -> SlurmSimulator:
         first_job_id=7_000_001,
         max_array_size=int(real.config["MaxArraySize"]),
         kill_wait_s=int(real.config["KillWait"].split()[0]),
+        requeue_wait_s=8,  # long enough to be seen waiting
     )
 
 
