@@ -71,6 +71,9 @@ def long(session: nox.Session) -> None:
     runs = {
         "mutants": (1, ("python", "-m", "tests.mutants.matrix")),
         "kills": (10, ("pytest", "-q", "-s", "tests/hosts/test_durable_kills.py")),
+        "engine": (1, ("python", "benchmarks/engine.py")),
+        "slurm": (1, ("python", "benchmarks/slurm.py")),
+        "slurm_faults": (1, ("python", "benchmarks/slurm_faults.py")),
     }
     if unknown := [name for name in session.posargs if name not in runs]:
         session.error(f"nothing long is called {unknown[0]!r}; there are: {', '.join(runs)}")

@@ -33,7 +33,7 @@ CLOUDPICKLE = "floor: array of python3 -c 'import cloudpickle'"
 FLOORS = {ALONE: "pass", CLOUDPICKLE: "import cloudpickle"}
 SINGLE, *PACKS = OURS = tuple(name for name, competitor in COMPETITORS.items() if competitor.peer is None)
 DASKS = ("dask-jobqueue", "dask-jobqueue, threads")
-REPEATED = (*PACKS, *DASKS)
+REPEATED = (*FLOORS, *OURS, *DASKS)
 PEERS = tuple(name for name, competitor in COMPETITORS.items() if competitor.peer is not None)
 
 

@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from tests.lab import labs
 
 from batchport.testing.slurm import SlurmSimulator
 from batchport.testing.slurm.job_ids import array_indexes
-
-# THE ONE LINE TO CHANGE: how the real cluster is found. None: there is none, and nothing is compared.
-REAL: dict[str, str] | None = {"SLURM_CONF": os.environ["SLURM_CONF"]} if "SLURM_CONF" in os.environ else None
 
 LIVING = {"PENDING", "RUNNING", "COMPLETING"}
 LONGEST_S = 90
@@ -186,6 +184,9 @@ class Scenario:
     def queue_states(self, job: str) -> set[str]:
         out = self.cluster.run("squeue", "--me", "-h", "-r", "-t", "all", "-j", job, "-o", "%T").out
         return set(out.split())
+
+    def reasons_to_wait(self, job: str) -> set[str]:
+        return set(self.cluster.run("squeue", "--me", "-h", "-t", "PENDING", "-j", job, "-o", "%r").out.split())
 
     def until_file(self, name: str) -> None:
         self.until((self.folder / name).exists, f"the file {name}")
@@ -505,6 +506,7 @@ def requeued_by_an_administrator(on: Scenario) -> Seen:
     on.until_file("first")
     answer = on.run("scontrol", "requeue", job)
     on.until_state(job, "PENDING")
+    on.until(lambda: on.reasons_to_wait(job) == {"BeginTime"}, f"the reason why {job} waits")
     return {"requeue": answer, "waiting": on.queue("-j", job)} | on.seen(job)
 
 
@@ -715,14 +717,12 @@ def differences(simulated: object, real: object, where: str) -> Iterator[str]:
         yield f"{where}: simulated {simulated!r}, real {real!r}"
 
 
-@pytest.mark.skipif(REAL is None, reason="no real Slurm: start one with tests/lab/slurm-up")
 @pytest.mark.timeout(240)
 def test_the_simulator_and_slurm_say_the_same(tmp_path: Path) -> None:
     # One test for all scenarios, since they run at the same time; a difference begins with its scenario's name.
-    assert REAL is not None
     for name in ("real", "simulated", "slurm"):
         (tmp_path / name).mkdir()
-    real = Cluster(REAL, tmp_path / "real")
+    real = Cluster({"SLURM_CONF": labs.slurm()["SLURM_CONF"]}, tmp_path / "real")
     with alike(real, tmp_path / "slurm") as slurm, ThreadPoolExecutor(2) as pool:
         simulated = Cluster(slurm.env, tmp_path / "simulated")
         simulated.cgroups = real.cgroups

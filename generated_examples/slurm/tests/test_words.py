@@ -59,6 +59,10 @@ def test_who_cancelled_a_job_is_in_its_evidence() -> None:
     assert (read.state, read.evidence) == (JobState.CANCELLED, "Slurm says CANCELLED by 1000, on n2")
 
 
+def test_a_job_whose_name_accounting_never_heard_has_none() -> None:
+    assert status("7|FAILED|allocation|3:0|None|n1").name is None
+
+
 def test_elements_that_never_started_are_told_by_their_arrays_line() -> None:
     assert status("7_[2-4]|CANCELLED by 0|fit-1|0:0|None|None assigned").job_id == "7"
 

@@ -102,7 +102,7 @@ def status(line: str) -> JobStatus:
     return JobStatus(
         job_id.partition("_[")[0],  # elements that never started share a line of sacct, "7_[1-3]"
         means,
-        name,
+        None if name == "allocation" else name,  # sacct's word where it never heard of the job's start
         ENDED_BY.get(word) if means.is_final else BLOCKED_BY.get(cause),
         ", ".join(filter(None, (f"Slurm says {state}", why.replace("None", ""), node and f"on {node}"))),
         (128 + signal if signal else code) if means.is_final else None,
