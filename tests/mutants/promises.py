@@ -169,6 +169,14 @@ FAULTS = (
     ),
     Fault(
         6,
+        "a job is cancelled by an id that may be another's by now",
+        "worker/cancelling.py",
+        "return element.id is not None and element.omissions == 0",
+        "return element.id is not None",
+        "test_a_job_whose_id_may_be_anothers_by_now_is_not_cancelled_until_it_is_listed_again",
+    ),
+    Fault(
+        6,
         "a job that is over keeps its slot through the grace",
         "worker/polling.py",
         "self.ledger.holders.difference_update(element for element in elements if element.is_over)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -199,3 +200,21 @@ async def test_one_job_that_cannot_be_cancelled_keeps_no_other_from_it(
     assert first.cancels
     assert "a cancel failed" in caplog.text
     assert "job 1 is root's" in caplog.text
+
+
+async def test_a_job_whose_id_may_be_anothers_by_now_is_not_cancelled_until_it_is_listed_again(
+    world: Any, make_task: Callable[..., Task]
+) -> None:
+    world.backend.limits = replace(world.backend.limits, settle_s=60)
+    async with world.worker(poll_s=(0.05, 0.05)) as worker:
+        await worker.submit(make_task("t"))
+        job = await world.job()
+        job.listed = False
+        polls = len(world.backend.calls["poll_jobs"])
+        await world.until(lambda: len(world.backend.calls["poll_jobs"]) > polls + 1, "polls that leave it out")
+        assert await worker.cancel("t")
+        await world.until(lambda: len(world.backend.calls["poll_jobs"]) > polls + 4, "more of them")
+        assert not job.cancels
+        job.listed = True
+        assert (await world.outcome("t")).failure.reason is Reason.CANCELLED
+    assert job.cancels

@@ -37,8 +37,8 @@ class Cancelling:
         """Send what is wanted; runs for ever."""
         backoff = Backoff()
         while True:
-            await self._ledger.until(lambda: any(element.id for element in self._wanted))
-            elements = [element for element in self._wanted if element.id]
+            await self._ledger.until(lambda: any(map(_can_be_cancelled, self._wanted)))
+            elements = list(filter(_can_be_cancelled, self._wanted))
             try:
                 await self._calls.cancel_jobs(self._ids(elements))
             except Exception as error:  # noqa: BLE001 - reported, and asked again
@@ -64,3 +64,8 @@ class Cancelling:
             elif self._calls.limits.element_cancel:
                 ids[element.id] = None
         return list(ids)
+
+
+def _can_be_cancelled(element: Element) -> bool:
+    """Return whether its id is known and, by the last answer, its own: a backend may give it to another job."""
+    return element.id is not None and element.omissions == 0
