@@ -57,7 +57,7 @@ def executor_on(
     return BatchExecutor(adapter, store or folder / "store", **quick)
 
 
-def failure_of(future: Future[Any], seconds: float = 45) -> Failure:
+def failure_of(future: Future[Any], seconds: float = 30) -> Failure:
     """Wait for a call that must fail, and return how it did."""
     error = future.exception(timeout=seconds)
     assert isinstance(error, TaskFailedError), f"it should have failed, and came to {error or future.result()!r}"

@@ -1,4 +1,4 @@
-"""A bad day at the cluster: daemons die, commands fail, and each task still has one outcome, the right one."""
+"""A bad day at the cluster: Slurm's daemons die, its commands fail, and each task still has its one right outcome."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.examples.on_slurm import (
 )
 from tests.lab import labs
 
-from batchport import Reason
+from batchport import BatchExecutor, Reason
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -120,6 +120,11 @@ def wait_until_gone(label: str, env: Env) -> None:
     until("squeue to forget it", lambda: not jobs_called(label, env))
 
 
+def wait_for_polls(count: int, executor: BatchExecutor) -> None:
+    before = executor.counts.backend_calls["poll_jobs"]
+    until("more polls", lambda: executor.counts.backend_calls["poll_jobs"] >= before + count)
+
+
 def run_when(go: str, mark: str, number: int) -> int:
     with Path(mark).open("a", encoding="utf-8") as file:
         file.write(f"{os.environ['SLURM_JOB_ID']}\n")
@@ -179,6 +184,24 @@ def test_a_job_that_slurm_forgets_and_whose_id_it_gives_to_another_is_lost_in_wo
         lost = failure_of(first)
     assert lost.reason is Reason.LOST
     assert words(lost) == "Job NAME (ID) vanished: the backend no longer knows it, and it left no result."
+
+
+def test_to_cancel_a_job_that_slurm_has_forgotten_does_not_end_the_job_that_has_its_id_now(
+    cluster: Env, tmp_path: Path
+) -> None:
+    go, mark = tmp_path / "go", tmp_path / "mark"
+    with executor_on(tmp_path, name="fit", settle_s=8) as executor:
+        with forgetting(cluster):
+            first = executor.options(label="first", extra={"begin": "now+1hour"}).submit(where_it_ran)
+            (job,) = until("the job to be there", lambda: jobs_called("first", cluster))
+        second = executor.options(label="second").submit(run_when, str(go), str(mark), 7)
+        until("the second job to run", mark.exists)
+        assert mark.read_text(encoding="utf-8") == f"{job}\n"
+        wait_for_polls(2, executor)
+        first.cancel()
+        wait_for_polls(2, executor)
+        go.touch()
+        assert second.result(timeout=20) == 7
 
 
 def test_a_job_that_slurm_forgets_is_lost_in_words_though_its_accounts_have_it_running_for_ever(
