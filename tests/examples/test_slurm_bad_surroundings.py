@@ -69,7 +69,7 @@ def random_bytes(count: int) -> bytes:
 
 def test_a_result_for_which_the_stores_disk_has_no_room_fails_and_says_so(small: Path, tmp_path: Path) -> None:
     with executor_on(tmp_path, store=small / "store", name="fit") as executor:
-        failed = failure_of(executor.submit(random_bytes, 2 << 20))
+        failed = failure_of(executor.submit(random_bytes, 2 << 20), 50)  # the runner tries for half a minute
         assert len(executor.submit(random_bytes, 1 << 10).result(timeout=20)) == 1 << 10, "the next one has room"
     assert failed.reason is Reason.ENVIRONMENT
     assert words(failed) == "Job NAME (ID) could not use the store."
