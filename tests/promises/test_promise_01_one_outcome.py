@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from batchport import JobState, Outcome, Reason, RejectedJobError, Task
+import pytest
+
+from batchport import JobState, Outcome, Reason, RejectedJobError, StoreError, Task
+from batchport.store import FolderStore
 
 
 async def test_every_fate_of_a_job_gives_each_task_exactly_one_outcome(
@@ -92,3 +95,23 @@ async def test_a_task_that_is_offered_twice_runs_once(world: Any, make_task: Cal
         await worker.drain()
     assert list(world.backend.jobs) == ["1"]
     assert len(world.outcomes["t"]) == 1
+
+
+async def test_a_task_that_is_cancelled_while_the_store_takes_no_job_ends(
+    world: Any, make_task: Callable[..., Task], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    put = FolderStore.put
+
+    def fail(self: FolderStore, key: str, data: bytes, *, create: bool = False) -> bool:
+        if key.startswith(world.keys.manifests):
+            raise StoreError("the disk is full")
+        return put(self, key, data, create=create)
+
+    monkeypatch.setattr(FolderStore, "put", fail)
+    async with world.worker() as worker:
+        await worker.submit(make_task("t"))
+        await world.until(lambda: "the disk is full" in caplog.text, "the user to be told")
+        assert await worker.cancel("t")
+        assert (await world.outcome("t")).failure.reason is Reason.CANCELLED
+        await worker.drain()
+    assert not world.backend.jobs

@@ -212,9 +212,7 @@ class BatchWorker:
             try:
                 if superseded is None:  # else all that is in the store is the other worker's
                     superseded = await self._leave(in_order=error is None)
-            except StoreError as failed:
-                if error is None:
-                    raise
+            except StoreError as failed:  # the next start cleans up, and sees that no process of this one lives
                 _log.warning("the worker %s could not note its end: %s", self.name, failed)
             finally:
                 try:

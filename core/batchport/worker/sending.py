@@ -18,6 +18,7 @@ from batchport.errors import (
     BackendFullError,
     BackendUnusableError,
     RejectedJobError,
+    StoreError,
     SupersededError,
     TransientBackendError,
 )
@@ -205,13 +206,33 @@ class Sending:
             job.left.add(keys.manifest(job.name))
             if job.spec.size > 1:
                 job.left.add(keys.array(job.name))
-        what = f"write the manifests of {len(small)} jobs at {keys.manifests}"
-        inline = await self.storage.insist(what, self._write, small)
+        try:
+            inline = await self.storage.do(self._write, small)
+        except StoreError:
+            if (later := await self._written_later(small)) is None:
+                return []
+            inline = later
         self.fence.written()
         for job, payload in zip(small, inline, strict=True):
             if payload is not None:
                 job.spec = replace(job.spec, env={**job.spec.env, "BATCHPORT_PAYLOAD": payload})
         return list(small)
+
+    async def _written_later(self, small: Mapping[Job, Mapping[str, bytes]]) -> list[str | None] | None:
+        """Insist on what `_write` could not do, as long as anybody wants one of the jobs; else cancel their tasks."""
+        what = f"write the manifests of {len(small)} jobs at {self.storage.keys.manifests}"
+        writing = asyncio.ensure_future(self.storage.insist(what, self._write, small))
+        given_up = asyncio.ensure_future(self.ledger.until(lambda: all(job.all_cancelled for job in small)))
+        try:
+            await asyncio.wait((writing, given_up), return_when=asyncio.FIRST_COMPLETED)
+            if writing.done():
+                return await writing
+            for job in small:
+                await self.outcomes.give_up(job, None)
+            return None
+        finally:
+            writing.cancel()
+            given_up.cancel()
 
     def _write(self, small: Mapping[Job, Mapping[str, bytes]]) -> list[str | None]:
         """Write what each job needs, its manifest last, and return the payloads that travel inline; in a thread."""

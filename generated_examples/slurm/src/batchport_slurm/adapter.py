@@ -111,12 +111,12 @@ class Adapter(BatchWorkerAdapterBase):
         return [status(line) for line in said.splitlines()]
 
     async def archive(self, *wanted: str) -> list[JobStatus]:
-        """Return what sacct says, where the cluster keeps accounts."""
+        """Return what sacct says of jobs that ended, where the cluster keeps accounts; it may hold others for ever."""
         said = self.has_archive and await slurm(
             *("sacct", "--allocations", "--noheader", "--parsable2"),
-            *("--format=JobID,State,JobName,ExitCode,Reason,NodeList", *wanted),
+            *("--format=JobID,State,JobName,ExitCode,Reason,NodeList,End", *wanted),
         )
-        return [status(line) for line in (said or "").splitlines()]
+        return [status(line) for line in (said or "").splitlines() if not line.endswith("|Unknown")]
 
 
 async def slurm(*command: str, stdin: str = "") -> str:
