@@ -68,6 +68,25 @@ async def test_an_adopted_result_is_delivered_although_nobody_has_asked_again(
         assert (await world.outcome("t")).result == b"late"
 
 
+async def test_a_job_that_the_backend_has_forgotten_while_no_worker_was_there_is_lost_in_these_words(
+    world: Any, make_task: Callable[..., Task]
+) -> None:
+    first = await begin(world)
+    await first.submit(make_task("t"))
+    job = await world.job()
+    await world.until(lambda: world.store.exists(world.keys.job_id(job.spec.name)), "the noted id")
+    await die(first)
+    job.listed = False
+    async with world.worker() as worker:
+        await worker.submit(make_task("t"))
+        failure = (await world.outcome("t")).failure
+    assert failure.reason is Reason.LOST
+    assert failure.evidence.endswith(
+        "polls in a row did not mention it; it may have ended while no worker was there, "
+        "and the backend have forgotten it since."
+    )
+
+
 async def test_a_delivery_that_was_broken_off_is_made_by_the_next_start(
     world: Any, make_task: Callable[..., Task]
 ) -> None:

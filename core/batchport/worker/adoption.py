@@ -75,6 +75,7 @@ class Adoption:
             self._unreadable.add(name)
             return
         job = self.ledger.open_job(spec, entries, per_element)
+        job.adopted = True
         job.left |= {keys.manifest(name), keys.job_id(name)}
         if spec.size > 1:
             job.left.add(keys.array(name))

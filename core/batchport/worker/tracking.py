@@ -83,6 +83,8 @@ class Job:
     elements: list[Element] = field(default_factory=list)
     left: set[str] = field(default_factory=set)
     """The keys of all that must go from the store with the job."""
+    adopted: bool = False
+    """Whether an earlier start of the worker made it."""
     delivering: int = 0
     """How many of its tasks have an outcome that the host is just taking."""
 

@@ -87,7 +87,12 @@ def failure_of_job(element: Element, verdict: Verdict, rules: Rules, resources: 
     """Return the failure of a task whose job is over and left nothing about it."""
     status, backend = element.status, _backend_says(element.status)
     if verdict is Verdict.VANISHED:
-        last = f"last reported as {status.state.value}" if status else "never reported since it was submitted"
+        if status is not None:
+            last = f"last reported as {status.state.value}"
+        elif element.job.adopted:
+            last = "it may have ended while no worker was there, and the backend have forgotten it since"
+        else:
+            last = "never reported since it was submitted"
         return Failure(
             Reason.LOST,
             f"{_job(element)} vanished: the backend no longer knows it, and it left no result.",
