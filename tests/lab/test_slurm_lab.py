@@ -75,8 +75,8 @@ def test_each_element_of_an_array_runs_once(tmp_path: Path) -> None:
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {str(i): f"{i}\n" for i in range(20)}
 
 
-def test_qos_few_refuses_the_51st_job() -> None:
-    env = labs.slurm()
+def test_qos_few_refuses_the_51st_job(own: Env) -> None:
+    env = own  # on the standing cluster another test may have jobs under it
     held = sbatch(env, "true", "--qos=few", "--hold", "--array=0-49")
     try:
         assert refusal(env, "--qos=few") == (
