@@ -83,6 +83,7 @@ class Child:
         parent = os.getpid()
         # Until the child has handlers of its own, a signal would go to the parent's, and be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        gc.freeze()  # or the child's first collection would touch, and so copy, every page that it shares with us
         self.pid = os.fork()
         if self.pid == 0:
             for fd in self._parents_ends:
