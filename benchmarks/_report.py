@@ -58,12 +58,21 @@ def peak_mib() -> float:
 
 def start(what: str) -> None:
     """Say what runs, by which command, and on what."""
-    code = Path(batchport.__file__).parent
     print(what)
     print(f"  command  python {shlex.join(sys.argv)}")
     print(f"  on       {_processor()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; {platform.platform()}")
-    print(f"  with     Python {platform.python_version()}, batchport {batchport.__version__} from {code}")
+    print(f"  with     Python {platform.python_version()}, batchport {batchport.__version__}{_commit()}")
     print(f"  at       {time.strftime('%Y-%m-%d %H:%M:%S %Z')}\n", flush=True)
+
+
+def _commit() -> str:
+    """Return which commit the code that is measured comes from; "" where that can't be told."""
+    git = ("git", "-C", str(Path(batchport.__file__).parent), "describe", "--always", "--dirty")
+    try:
+        said = subprocess.run(git, check=False, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        return ""
+    return f", commit {said}" if said else ""
 
 
 def _processor() -> str:
