@@ -227,6 +227,7 @@ class Sending:
             await asyncio.wait((writing, given_up), return_when=asyncio.FIRST_COMPLETED)
             if writing.done():
                 return await writing
+            writing.cancel()  # first: what is removed must not be written once there is room
             for job in small:
                 await self.outcomes.give_up(job, None)
             return None
