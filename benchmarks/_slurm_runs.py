@@ -21,6 +21,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from _environments import MissingPeerError, python_with
 from _slurm_peers import COMPETITORS, PINS, Place
 
 __all__ = [
@@ -93,32 +94,13 @@ def python_for(peer: str | None) -> str:
     """
     if peer is None:
         return sys.executable
-    with _installing:
-        return _installed(peer)
-
-
-def _installed(peer: str) -> str:
     pins = PINS[peer]
     version = pins[0].partition("==")[2]
-    folder = Path(tempfile.gettempdir(), f"batchport-peer-{os.getuid()}", f"{peer}-{version}")
-    python, complete = folder / "bin" / "python", folder / "complete"
-    wanted = "\n".join(pins)
-    if not complete.exists() or complete.read_text("utf-8") != wanted:
-        uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-        if uv is None:
-            raise SkippedError("there is no uv to install it with")
-        folder.parent.mkdir(mode=0o700, exist_ok=True)
-        # --no-config, or this project's pins would be the peer's too.
-        quiet = ("--no-config", "--quiet", "--python")
-        make = (uv, "venv", "--clear", *quiet, sys.executable, str(folder))
-        install = (uv, "pip", "install", "--compile-bytecode", *quiet, str(python), *pins)
-        for command in (make, install):
-            done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
-            if done.returncode:
-                words = " ".join(done.stderr.split()) or "no words"
-                raise SkippedError(f"it can't be installed: {words[:200]}")
-        complete.write_text(wanted, "utf-8")
-    return str(python)
+    with _installing:
+        try:
+            return python_with(f"{peer}-{version}", *pins)
+        except MissingPeerError as missing:
+            raise SkippedError(str(missing)) from missing
 
 
 @contextmanager

@@ -13,60 +13,23 @@ import asyncio
 import io
 import itertools
 import json
-import os
 import resource
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from contextlib import suppress
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-__all__ = ["VERSION", "UpstreamMissingError", "python_of_upstream"]
+from _environments import python_with
+
+__all__ = ["VERSION", "python_of_upstream"]
 
 VERSION = "2.9.0"
 
 
-class UpstreamMissingError(Exception):
-    """It can't be installed here; the text says why."""
-
-
 def python_of_upstream() -> str:
-    """Return the Python that has opengris-scaler, boto3 and moto; made once in the temporary folder, by uv.
-
-    Raises UpstreamMissingError, in words, where that can't be done.
-    """
-    folder = Path(tempfile.gettempdir(), f"batchport-peer-{os.getuid()}", f"opengris-scaler-{VERSION}")
-    python, complete = folder / "bin" / "python", folder / "complete"
-    if not complete.exists():
-        uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-        if uv is None:
-            raise UpstreamMissingError("there is no uv to install it with")
-        folder.parent.mkdir(mode=0o700, exist_ok=True)
-        wanted = (f"opengris-scaler=={VERSION}", "boto3", "moto[server]")
-        # --no-config, or this project's pins would be upstream's too.
-        make = (uv, "venv", "--no-config", "--quiet", "--clear", "--python", sys.executable, str(folder))
-        install = (
-            uv,
-            "pip",
-            "install",
-            "--no-config",
-            "--quiet",
-            "--compile-bytecode",
-            "--python",
-            str(python),
-            *wanted,
-        )
-        for command in (make, install):
-            done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
-            if done.returncode:
-                last = (done.stderr.strip().splitlines() or ["no words"])[-1]
-                raise UpstreamMissingError(f"uv {command[1]} failed: {last.strip()}")
-        complete.touch()
-    return str(python)
+    """Return the Python that has opengris-scaler, boto3 and moto. Raises MissingPeerError."""
+    return python_with(f"opengris-scaler-{VERSION}", f"opengris-scaler=={VERSION}", "boto3", "moto[server]")
 
 
 class _Aws:

@@ -23,8 +23,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from _environments import MissingPeerError
 from _report import Budget, at_least, at_most, cpu_s, finish, in_a_process_of_its_own, peak_mib, start, table
-from _upstream import VERSION, UpstreamMissingError, python_of_upstream
+from _upstream import VERSION, python_of_upstream
 
 from batchport import BatchWorker, BatchWorkerAdapterBase, Blob, JobSpec, JobState, JobStatus, Limits, Outcome, Task
 from batchport.envelope import Envelope
@@ -191,7 +192,7 @@ def show_peer(folder: str, tasks: int, concurrencies: Sequence[int]) -> tuple[li
     what = f"tasks/s against opengris-scaler {VERSION}, arrays on both sides"
     try:
         python = python_of_upstream()
-    except UpstreamMissingError as missing:
+    except MissingPeerError as missing:
         print(f"opengris-scaler {VERSION} is not here to compare with: {missing}\n")
         return [], [Budget(what, None, 10, ok=False)]
     peer = Path(__file__).with_name("_upstream.py")

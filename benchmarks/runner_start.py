@@ -24,8 +24,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from _environments import MissingPeerError
 from _report import at_most, finish, start, table
-from _upstream import VERSION, UpstreamMissingError, python_of_upstream
+from _upstream import VERSION, python_of_upstream
 
 from batchport import BatchWorker, BatchWorkerAdapterBase, Blob, JobSpec, JobState, JobStatus, Limits, Outcome, Task
 from batchport.store import Keys, open_store
@@ -168,7 +169,7 @@ def main() -> int:
         if not chosen.no_peer:
             try:
                 python = python_of_upstream()
-            except UpstreamMissingError as error:
+            except MissingPeerError as error:
                 missing = str(error)
         if python is None:
             measure(timed, chosen.repeats)
