@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
-from batchport_slurm.adapter import Adapter
 from batchport_slurm.options import Options
+from tests.examples.on_slurm import SettlesIn
 from tests.lab import labs
 
 from batchport import Resources
 from batchport.testing import Backend, BackendConformance
-
-
-class QuickAdapter(Adapter):
-    """The same, but a job that is missing is believed to be gone sooner than a busy cluster would allow."""
-
-    async def open(self, worker: str) -> None:
-        await super().open(worker)
-        self.limits = replace(self.limits, settle_s=3)
 
 
 @pytest.mark.timeout(240)
@@ -39,7 +30,7 @@ class OnSlurm(BackendConformance):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("SLURM_CONF", env["SLURM_CONF"])
             yield Backend(
-                adapter=lambda: QuickAdapter(options),
+                adapter=lambda: SettlesIn(3, options),
                 store=str(folder / "store"),
                 python=sys.executable,
                 refused=Resources(memory_mib=1 << 30),

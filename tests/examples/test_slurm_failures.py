@@ -15,8 +15,7 @@ from typing import Any
 
 import cloudpickle
 import pytest
-from batchport_slurm.adapter import Adapter
-from batchport_slurm.options import Options
+from tests.examples.on_slurm import executor_on, words
 
 from batchport import BatchExecutor, Failure, Reason, TaskFailedError
 
@@ -31,13 +30,7 @@ Make = Callable[..., BatchExecutor]
 def make(slurm: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Make executors on the standing cluster."""
     monkeypatch.setenv("SLURM_CONF", slurm["SLURM_CONF"])
-    return lambda **options: executor_on_slurm(tmp_path, **options)
-
-
-def executor_on_slurm(folder: Path, *, options: Mapping[str, str] = {}, **worker: Any) -> BatchExecutor:
-    adapter = Adapter(Options(logs=str(folder / "logs"), **options))
-    quick: dict[str, Any] = {"poll_s": (0.5, 2), "results_s": 0.1, "grace_s": 2, **worker}
-    return BatchExecutor(adapter, str(folder / "store"), **quick)
+    return lambda **options: executor_on(tmp_path, **options)
 
 
 def failure(executor: BatchExecutor, function: Callable[..., object], *args: object, **asked: Any) -> Failure:
@@ -45,12 +38,6 @@ def failure(executor: BatchExecutor, function: Callable[..., object], *args: obj
     with executor, pytest.raises(TaskFailedError) as raised:
         executor.options(**asked).submit(function, *args).result()
     return raised.value.failure
-
-
-def words(failure: Failure) -> str:
-    """Return what is said, with what differs from run to run taken out."""
-    text = re.sub(r"[a-z-]+-[a-z0-9]{8}-\d+-\d+", "NAME", failure.message)
-    return re.sub(r"\(\d+\)", "(ID)", text)
 
 
 def slurms_word(failure: Failure) -> str:
@@ -206,7 +193,7 @@ class TestOnAClusterOfItsOwn:
 
     def test_a_lost_node_is_told(self, own: Env, tmp_path: Path) -> None:
         mark = tmp_path / "mark"
-        with executor_on_slurm(tmp_path, options={"partition": "one"}) as executor:
+        with executor_on(tmp_path, options={"partition": "one"}) as executor:
             future = executor.submit(hold, str(mark))
             job_id(mark)
             subprocess.run(("scontrol", "update", "nodename=n1", "state=down", "reason=test"), env=own, check=True)
@@ -219,7 +206,7 @@ class TestOnAClusterOfItsOwn:
 
     def test_a_preempted_job_is_told(self, own: Env, tmp_path: Path) -> None:
         mark = tmp_path / "mark"
-        with executor_on_slurm(tmp_path, options={"partition": "scavenge_cancel"}) as executor:
+        with executor_on(tmp_path, options={"partition": "scavenge_cancel"}) as executor:
             future = executor.submit(hold, str(mark))
             job_id(mark)
             urgent = ("sbatch", "--parsable", "--exclusive", "--nodes=4", "--output=/dev/null", "--wrap=sleep 5")
