@@ -73,14 +73,17 @@ def _record(folder: Path) -> tuple[str, int] | None:
 @pytest.mark.timeout(120)  # 25 s alone, most of it the start of 500 interpreters
 async def test_500_tasks_pass_a_queue_that_holds_50(tmp_path: Path) -> None:
     refused: list[int] = []
+    taken: list[int] = []
 
     class Watched(LocalAdapter):
         def submit_job(self, job: JobSpec) -> str:
             try:
-                return super().submit_job(job)
+                job_id = super().submit_job(job)
             except BackendFullError:
                 refused.append(job.size)
                 raise
+            taken.append(job.size)
+            return job_id
 
     options = Options(folder=str(tmp_path), slots=2, queue_limit=LIMIT)
     backend = Backend(lambda: Watched(options), str(tmp_path / "store"), sys.executable)
@@ -96,13 +99,12 @@ async def test_500_tasks_pass_a_queue_that_holds_50(tmp_path: Path) -> None:
             tasks = [await host.call(functions.add, number, 1) for number in range(TASKS)]
             await host.worker.drain()
             assert [await host.result(task) for task in tasks] == [number + 1 for number in range(TASKS)]
-            counts = host.worker.counts
     finally:
         done.set()
         await watcher
-    assert 25 <= max(seen) <= LIMIT, f"the queue was not used, or held too many at once: {max(seen)}"
     assert refused[:2] == [TASKS, TASKS // 2], "an array too large for the queue is halved"
-    assert counts.backend_calls["submit_job"] <= TASKS / 2, "and what is offered grows again, in arrays"
+    assert taken[0] < max(seen) <= LIMIT, f"what is offered grows again, up to what fits: {taken[0]}, {max(seen)}"
+    assert max(taken[1:]) > 1, "and goes in arrays when more than one place is free"
 
 
 def test_a_full_queue_takes_a_part_of_what_is_offered(adapter: LocalAdapter) -> None:
