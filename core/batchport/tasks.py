@@ -43,8 +43,10 @@ class Blob:
 class Task:
     """One function call that a host wants done. `id` is unique for ever.
 
-    `label` is for people: it begins the names of this task's jobs. `codec` says how the blobs were
-    made; the runner and the host must both know it.
+    `label` is for people: it begins the names of this task's jobs. `codec` says how the blobs were made and the result
+    will be: "cloudpickle", or "serializer", where the first argument is a pickled object that is not the function's
+    business: its `deserialize(bytes)` reads the function and the other arguments, its `serialize(result)` gives the
+    result's bytes.
     """
 
     id: str

@@ -33,7 +33,7 @@ if find_spec("scaler") is None:
 
 from scaler import Client, Serializer
 
-from batchport.hosts.scaler import SchedulerLostError, serve
+from batchport.hosts.scaler import ScalerWorker, SchedulerLostError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -161,7 +161,8 @@ class Worker:
         self._task = asyncio.current_task()
         adapter = LocalAdapter(Options(folder=self._jobs, slots=4))
         fast: dict[str, Any] = {"poll_s": (0.1, 1), "results_s": 0.05, "grace_s": 2}
-        await serve(self._scheduler, adapter, self.store, NAME, max_jobs=4, **fast)
+        self.host = ScalerWorker(self._scheduler, adapter, self.store, NAME, max_jobs=4, **fast)
+        await self.host.run()
 
     def stop(self) -> None:
         assert self._task is not None
@@ -260,12 +261,11 @@ def test_an_argument_that_tasks_share_is_stored_once(
     eventually(lambda: not open_store(worker.store).names(Keys(NAME).blobs))
 
 
-def test_a_client_with_a_serializer_of_its_own_is_told_what_to_do(scheduler: str, worker: Worker) -> None:
-    with Client(scheduler, serializer=Reversing()) as client, pytest.raises(RuntimeError) as raised:
-        client.submit(square, 1).result()
-
-    assert "The client uses a serializer of its own" in str(raised.value)
-    assert "Leave serializer= out of Client(...)." in str(raised.value)
+def test_a_clients_own_serializer_reads_and_writes_in_the_job(scheduler: str, worker: Worker) -> None:
+    with Client(scheduler, serializer=Reversing()) as client:
+        assert client.map(square, range(3)) == [0, 1, 4]
+        with pytest.raises(Broken):
+            client.submit(raise_broken).result()
 
 
 def test_a_worker_that_is_started_again_has_its_tasks_again_and_runs_none_twice(
@@ -352,4 +352,4 @@ def test_a_scheduler_that_goes_away_is_named(tmp_path: Path) -> None:
 def test_an_address_that_is_none_is_refused_in_words(tmp_path: Path) -> None:
     adapter = LocalAdapter(Options(folder=str(tmp_path)))
     with pytest.raises(UsageError, match=r"^scheduler='localhost': .*; write it like tcp://10\.0\.0\.1:6378$"):
-        asyncio.run(serve("localhost", adapter, str(tmp_path), NAME))
+        ScalerWorker("localhost", adapter, str(tmp_path), NAME)

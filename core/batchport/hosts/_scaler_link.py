@@ -1,25 +1,30 @@
 """Link: the wire between scaler.py and an opengris-scaler scheduler. All that is used of upstream is in here.
 
 To a scheduler, whatever sends it heartbeats is a worker (`on_heartbeat` in scheduler/controllers/worker_controller.py),
-so nothing of upstream's own workers and worker managers is needed: only its connections, messages and ids. Their
-modules have moved between releases and will again, hence one module. What is said of upstream here and in scaler.py
-is of opengris-scaler 2.9.0 (https://pypi.org/project/opengris-scaler/2.9.0/); files are named from its folder
-`scaler`.
+so nothing of upstream's own workers and worker managers is needed: only its connections, messages and ids. Modules of
+upstream's have moved between releases and will again, hence one module; tests/hosts/test_scaler_link.py says which
+name is gone. What is said of upstream here and in scaler.py is of opengris-scaler 2.9.0
+(https://pypi.org/project/opengris-scaler/2.9.0/), and holds for 2.8.0 unless a line says otherwise; files are named
+from its folder `scaler`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import logging
 import pickle
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
+from importlib.metadata import version
 from typing import Any, NoReturn
 
 import cloudpickle
+import psutil
 from scaler.client.serializer.default import DefaultSerializer
 from scaler.config.types.address import AddressConfig, SocketType
 from scaler.io.mixins import ConnectorRemoteType
@@ -34,6 +39,7 @@ from scaler.protocol.capnp import (
     TaskCancel,
     TaskCancelConfirm,
     TaskCancelConfirmType,
+    TaskCapability,
     TaskResult,
     TaskResultType,
     WorkerDisconnectNotification,
@@ -53,7 +59,19 @@ PLAIN_SERIALIZERS = frozenset(
 """How a client announces that its objects are cloudpickle's plain bytes, both ways: as the pickle of the serializer
 that it has unless it was given another (`__construct_serializer` in client/object_buffer.py)."""
 
+_log = logging.getLogger("batchport.scaler")
+
+_HAS_SIZES = tuple(int(number) for number in version("opengris-scaler").split(".")[:2]) >= (2, 9)
+"""Whether messages have what 2.9.0 has added to them, and call the latency what it does."""
+_ANY_AMOUNT = -1
+"""How a worker says that it has as much of a capability as is asked for; schedulers ignore other amounts (`add_worker`
+in scheduler/controllers/policies/simple_policy/allocation/capability_allocate_policy.py)."""
+
 _BEAT_S = 1.0
+_UNREACHED_S = 20.0
+"""Seconds without any answer after which there is no scheduler at the address."""
+_HURRY_S = 3.0
+"""Seconds without any answer after which the user is told."""
 _SILENCE_S = 60.0
 """Seconds without an answer after which the scheduler is lost; it gives up workers after as many
 (DEFAULT_WORKER_TIMEOUT_SECONDS in config/defaults.py)."""
@@ -112,52 +130,84 @@ class Confirm(Enum):
 class Link:
     """One worker's connections: to the scheduler, and to the object storage that the scheduler names.
 
-    scheduler: its address, such as tcp://10.0.0.1:6378. most: how many tasks it may have here at once.
+    scheduler: its address, such as tcp://10.0.0.1:6378. name: the worker's; place: where its jobs' records are. A
+    link of the same name and place on this host takes the place of one whose process died. most: how many tasks it
+    may have here at once. capabilities: what tasks may ask of a worker that this one has.
 
-    Made and used on one event loop, where `beat`, `pump` and `receive` must run all the time between `open`
+    Used on one event loop, where `beat`, `pump` and `receive` must run all the time between `open`
     and `leave`. Every method raises SchedulerLostError when a connection is lost. Raises UsageError where the
     address is none.
     """
 
-    def __init__(self, scheduler: str, name: str, most: int) -> None:
+    def __init__(self, scheduler: str, name: str, place: str, most: int, capabilities: Sequence[str] = ()) -> None:
         try:
             self._address = AddressConfig.from_string(scheduler)
         except ValueError as error:
             raise UsageError(f"scheduler={scheduler!r}: {error}; write it like tcp://10.0.0.1:6378") from error
-        identity = WorkerID.generate_worker_id(name)
-        self._most = most
-        self._network = get_network_backend_from_env()
-        self._scheduler = self._network.create_async_connector(identity=identity, callback=_unused)
-        self._storage = self._network.create_async_object_storage_connector(identity=identity)
-        self._heard_at = time.monotonic()
+        # Not of this process alone: the scheduler shall know again whose tasks it has. Not of the name alone: two
+        # workers of one name that share nothing must not be one to the scheduler.
+        tag = hashlib.sha256(f"{socket.gethostname()} {place}".encode()).hexdigest()[:16]
+        self._identity = WorkerID(f"Worker|{name}|{tag}".encode())
+        self._most, self._capabilities = most, tuple(capabilities)
+        self._process = psutil.Process()
+        self._heard_at: float | None = None
+        self._beat_at: float | None = None
+        self._latency_s = 0.0
         self._left = False
+        self._network: Any = None
 
     async def open(self) -> None:
-        """Begin to connect to the scheduler; whether it is there shows later."""
+        """Begin to connect to the scheduler; whether it is there shows later.
+
+        The scheduler is told first that an earlier process of this worker is gone, so that it gives the tasks of that
+        one out anew now and not when it misses it, a minute later.
+        """
+        self._network = get_network_backend_from_env()
+        self._scheduler = self._network.create_async_connector(identity=self._identity, callback=_unused)
+        self._storage = self._network.create_async_object_storage_connector(identity=self._identity)
         with self._in_words():
             await self._scheduler.connect(self._address, ConnectorRemoteType.Binder)
+        await self._send(WorkerDisconnectNotification(), detached=True)
 
-    async def beat(self) -> NoReturn:
-        """Tell the scheduler every second that this worker lives, and notice when it does not answer any more."""
-        self._heard_at = time.monotonic()
-        nothing = Resource(cpu=0, rss=0)
+    async def beat(self, queued: Callable[[], int]) -> NoReturn:
+        """Tell the scheduler every second that this worker lives, and notice when it does not answer (any more).
+
+        `queued` says how many of the tasks that are here are in no job yet.
+        """
+        began, told = time.monotonic(), False
         while True:
-            if (silence := time.monotonic() - self._heard_at) > _SILENCE_S:
-                self._lost(f"it has not answered for {silence:.0f} s")
-            heartbeat = WorkerHeartbeat(
-                agent=nothing,
-                rssFree=0,
-                queueSize=self._most,
-                queuedTasks=0,
-                latencyMicroseconds=0,
-                taskLock=False,
-                processors=[],
-                capabilities=[],
-                workerManagerID=b"",
-                hostname=socket.gethostname(),
-            )
-            await self._send(heartbeat, detached=True)
+            now = time.monotonic()
+            if self._heard_at is None:
+                if now - began > _UNREACHED_S:
+                    self._lost(f"nothing has answered there for {now - began:.0f} s; is it a scheduler's address?")
+                if not told and now - began > _HURRY_S:
+                    told = True
+                    _log.warning(
+                        "the Scaler scheduler at %s has not answered yet; it is waited for %.0f s",
+                        self._address,
+                        _UNREACHED_S,
+                    )
+            elif now - self._heard_at > _SILENCE_S:
+                self._lost(f"it has not answered for {now - self._heard_at:.0f} s")
+            self._beat_at = self._beat_at or now
+            await self._send(self._heartbeat(queued()), detached=True)
             await asyncio.sleep(_BEAT_S)
+
+    def _heartbeat(self, queued: int) -> WorkerHeartbeat:
+        memory, latency = psutil.virtual_memory(), int(self._latency_s * 1e6)
+        newer = {"latencyMicroseconds": latency, "hostname": socket.gethostname()}
+        return WorkerHeartbeat(
+            agent=Resource(cpu=int(self._process.cpu_percent() * 10), rss=self._process.memory_info().rss),
+            rssFree=memory.available,
+            memLimit=memory.total,
+            queueSize=self._most,
+            queuedTasks=queued,
+            taskLock=False,
+            processors=[],
+            capabilities=[TaskCapability(name=name, value=_ANY_AMOUNT) for name in self._capabilities],
+            workerManagerID=b"",
+            **(newer if _HAS_SIZES else {"latencyUS": latency}),
+        )
 
     async def pump(self) -> NoReturn:
         """Bring answers of the object storage to whoever waits for them."""
@@ -203,9 +253,8 @@ class Link:
         """
         object_id = ObjectID.generate_object_id(ClientID(offer.client))
         kind = ObjectMetadata.ObjectContentType.object
-        metadata = ObjectMetadata(
-            objectIds=(object_id,), objectTypes=(kind,), objectNames=(b"result",), objectSizes=(len(data),)
-        )
+        sizes = {"objectSizes": (len(data),)} if _HAS_SIZES else {}
+        metadata = ObjectMetadata(objectIds=(object_id,), objectTypes=(kind,), objectNames=(b"result",), **sizes)
         result = TaskResult(
             taskId=bytes.fromhex(offer.task_id),
             resultType=TaskResultType.success if ok else TaskResultType.failed,
@@ -226,6 +275,8 @@ class Link:
     async def leave(self) -> None:
         """Say that this worker leaves, so that its tasks are given to others at once, and close the connections."""
         self._left = True
+        if self._network is None:
+            return
         # A scheduler that is gone needs no goodbye.
         with suppress(YMQException, TimeoutError):
             async with asyncio.timeout(_LEAVE_S):
@@ -235,7 +286,12 @@ class Link:
         self._network.destroy()
 
     async def _on_echo(self, echo: Any) -> None:
-        self._heard_at = time.monotonic()
+        now = time.monotonic()
+        if self._heard_at is None:
+            _log.info("the Scaler scheduler at %s has answered", self._address)
+        self._heard_at = now
+        if self._beat_at is not None:
+            self._latency_s, self._beat_at = (now - self._beat_at) / 2, None
         if not self._storage.is_connected():
             told = echo.objectStorageAddress
             with self._in_words():

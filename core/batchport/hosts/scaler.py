@@ -1,6 +1,6 @@
-"""`serve`: be a worker of an opengris-scaler cluster, whose tasks run as jobs of a batch backend.
+"""ScalerWorker: a worker of an opengris-scaler cluster, whose tasks run as jobs of a batch backend.
 
-Called by users, in a process of its own; needs the extra `scaler`. Neither clients nor the scheduler know the
+Called by `batchport worker` and by users; needs the extra `scaler`. Neither clients nor the scheduler know the
 difference: a client's functions run as jobs, its futures get the results, and its cancels end the jobs. What
 passes by here are bytes, and none of them is unpickled.
 """
@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NoReturn
 from weakref import WeakValueDictionary
 
 from batchport.adapter import BatchWorkerAdapterBase
-from batchport.errors import Reason
 from batchport.hosts._waiting import Kept, WaitingBytes
+from batchport.jobs import Resources
 from batchport.store import Store, open_store
 from batchport.tasks import Blob, Failure, Outcome, Task
-from batchport.worker import BatchWorker
+from batchport.worker import BatchWorker, Counts
 
 try:
     from batchport.hosts._scaler_link import (
@@ -32,65 +33,67 @@ try:
         ShutdownError,
     )
 except ImportError as error:
+    try:
+        found = f"{version('opengris-scaler')} is installed"
+    except PackageNotFoundError:
+        found = "it is not installed"
     raise ImportError(
-        f"batchport.hosts.scaler needs opengris-scaler 2.9: pip install 'batchport[scaler]' ({error})"
+        f"batchport.hosts.scaler needs opengris-scaler 2.8 or 2.9, and {found}: "
+        f"pip install 'batchport[scaler]' ({error})"
     ) from error
 
-__all__ = ["SchedulerLostError", "serve"]
+__all__ = ["ScalerWorker", "SchedulerLostError"]
 
 _AT_ONCE = 8
 """Tasks whose objects are fetched at the same time, so that not all of a burst is in memory."""
 
 
-async def serve(  # noqa: PLR0913 - as a BatchWorker has, and the scheduler's address
-    scheduler: str,
-    adapter: BatchWorkerAdapterBase,
-    store: Store | str,
-    name: str,
-    *,
-    max_jobs: int = 1000,
-    tasks_per_job: int = 1,
-    **worker_options: Any,
-) -> None:
-    """Run what the scheduler at an address such as tcp://10.0.0.1:6378 gives to this worker, until told to stop.
+class ScalerWorker:
+    """A worker of the scheduler at an address such as tcp://10.0.0.1:6378.
 
-    adapter, store, name, and what follows: as for BatchWorker. The scheduler has at most
-    max_jobs * tasks_per_job tasks here at once, and keeps or gives to others what is more.
+    adapter, store, name, and what follows: as for BatchWorker. The scheduler has at most max_jobs * tasks_per_job
+    tasks here at once, and keeps or gives to others what is more.
+    resources: what every task asks of the backend; what a client asks for does not reach a worker.
+    capabilities: names that clients may ask for; the scheduler gives this worker the tasks that ask for no others.
 
-    Returns when a client shuts down the cluster, after the jobs have ended that nobody waits for any more.
-    Cancelled, it tells the scheduler that it leaves, and its jobs live on. Started again under its name, it has
-    those jobs again, and runs none of their tasks twice; but where there are other workers, the scheduler gives
-    them the tasks at once, and they run there as well.
+    Started again under its name on the same host and store, it has the jobs again that lived on, and runs none of
+    their tasks twice; but where there are other workers, the scheduler gives the tasks to them at once, and they run
+    there as well.
 
-    A client must use Scaler's own serializer, else its tasks fail with words that say so. A function's exception
-    arrives at the client as itself, with the job's traceback as a note; every other failure is a RuntimeError
-    with the Failure's words, as a client need not have batchport.
+    A function's exception arrives at the client as itself, with the job's traceback as a note; every other failure is
+    a RuntimeError with the Failure's words, as a client need not have batchport. A client's own serializer is used in
+    the job, which must be able to import what it needs.
 
-    Raises SchedulerLostError when the scheduler cannot be reached, after about a minute of trying, or not any more;
-    the jobs live on. Raises what a BatchWorker raises, and UsageError for an address that is none.
+    Raises UsageError for an address that is none, and for what a BatchWorker refuses.
     """
-    link = Link(scheduler, name, max_jobs * tasks_per_job)
-    store = open_store(store) if isinstance(store, str) else store
-    waiting = WaitingBytes(store, name)
-    host = _Host(link, waiting)
-    worker = BatchWorker(
-        adapter, store, name, host.deliver, max_jobs=max_jobs, tasks_per_job=tasks_per_job, **worker_options
-    )
-    try:
-        async with worker:
-            await host.run(worker)
-    finally:
-        waiting.close()
 
-
-class _Host:
-    """Stands between the link's offers and the worker's tasks."""
-
-    def __init__(self, link: Link, waiting: WaitingBytes) -> None:
-        self._link, self._waiting = link, waiting
+    def __init__(  # noqa: PLR0913 - as a BatchWorker has, and what the scheduler is told
+        self,
+        scheduler: str,
+        adapter: BatchWorkerAdapterBase,
+        store: Store | str,
+        name: str,
+        *,
+        max_jobs: int = 1000,
+        tasks_per_job: int = 1,
+        resources: Resources | None = None,
+        capabilities: Sequence[str] = (),
+        **worker_options: Any,
+    ) -> None:
+        store = open_store(store) if isinstance(store, str) else store
+        self._worker = BatchWorker(
+            adapter, store, name, self._deliver, max_jobs=max_jobs, tasks_per_job=tasks_per_job, **worker_options
+        )
+        self._link = Link(scheduler, name, store.url, max_jobs * tasks_per_job, capabilities)
+        self._waiting = WaitingBytes(store, name)
+        self._resources = resources or Resources()
+        self._draining = asyncio.Event()
         self._offers: dict[str, Offer] = {}
         """What was offered and neither answered nor cancelled, by task id."""
         self._intakes: dict[str, asyncio.Task[None]] = {}
+        """Those of the offers that are about to become tasks of the worker's."""
+        self._held: set[str] = set()
+        """Those of the offers that will not run here, since it is drained."""
         self._cancelled: set[str] = set()
         """Tasks whose outcome is still to come, and wanted by nobody."""
         self._early: dict[str, Outcome] = {}
@@ -101,28 +104,74 @@ class _Host:
         """Whether the serializer with this id is Scaler's own."""
         self._gate = asyncio.Semaphore(_AT_ONCE)
 
-    async def run(self, worker: BatchWorker) -> None:
-        """Serve until told to stop."""
+    async def run(self) -> None:
+        """Run what the scheduler gives to this worker, until a client shuts down the cluster or `drain` is called.
+
+        Either way it returns when nothing of it runs any more: a shutdown cancels all tasks. Cancelled, it tells the
+        scheduler that it leaves, and its jobs live on. To be called once.
+
+        Raises SchedulerLostError when the scheduler cannot be reached, after 20 s of trying, or not any more; the jobs
+        live on. Raises what entering a BatchWorker raises.
+        """
+        try:
+            async with self._worker:
+                await self._serve()
+        finally:
+            self._waiting.close()
+
+    def drain(self) -> None:
+        """Have `run` start nothing more and return when what is in jobs has ended; others get the rest.
+
+        To be called on the event loop that `run` is on.
+        """
+        self._draining.set()
+
+    @property
+    def counts(self) -> Counts:
+        """What this worker has done so far."""
+        return self._worker.counts
+
+    async def _serve(self) -> None:
         lost: list[Exception] = []
+        is_shut_down = False
         try:
             await asyncio.to_thread(self._waiting.remove_strays)
             await self._link.open()
             async with asyncio.TaskGroup() as self._group:
-                self._group.create_task(self._link.beat())
-                self._group.create_task(self._link.pump())
-                self._group.create_task(self._listen(worker))
-        except* ShutdownError:
+                for loop in (self._link.beat(self._queued), self._link.pump(), self._listen(), self._drain()):
+                    self._group.create_task(loop)
+        except* _DrainedError:
             pass
+        except* ShutdownError:
+            is_shut_down = True
         except* SchedulerLostError as group:
             lost.extend(group.exceptions)
         finally:
             await self._link.leave()
         if lost:
             raise lost[0]
-        await self._end_all(worker)
+        if is_shut_down:
+            await self._end_all()
 
-    async def deliver(self, outcome: Outcome) -> None:
-        """Bring an outcome to the client; the worker's `deliver`."""
+    def _queued(self) -> int:
+        return len(self._held) + len(self._intakes) + self._worker.counts.waiting
+
+    async def _drain(self) -> NoReturn:
+        """Once told to, start nothing more, and wait until all that was started has ended."""
+        await self._draining.wait()
+        self._held.update(filter(self._take_back, list(self._offers)))
+        await self._worker.drain()
+        raise _DrainedError
+
+    def _take_back(self, task_id: str) -> bool:
+        """Have a task not run here if it is in no job yet, and return whether it is so."""
+        if (intake := self._intakes.pop(task_id, None)) is not None:
+            intake.cancel()
+            return True
+        return self._worker.withdraw(task_id)
+
+    async def _deliver(self, outcome: Outcome) -> None:
+        """Bring an outcome to the client."""
         task_id = outcome.task_id
         if task_id in self._cancelled:
             self._cancelled.discard(task_id)
@@ -130,67 +179,72 @@ class _Host:
             self._early[task_id] = outcome
         else:
             # Of an earlier start, and just offered again: a worker that has delivered would run the task once more.
-            self._stop_intake(task_id)
+            if (intake := self._intakes.pop(task_id, None)) is not None:
+                intake.cancel()
             await self._answer(offer, outcome)
 
-    async def _listen(self, worker: BatchWorker) -> None:
+    async def _listen(self) -> None:
         while True:
             match await self._link.receive():
                 case Offer(task_id) if task_id in self._offers:
                     pass  # after a silence the scheduler took this worker for dead, and has given it the task anew
                 case Offer() as offer:
                     self._offers[offer.task_id] = offer
-                    self._intakes[offer.task_id] = self._group.create_task(self._take(worker, offer))
+                    if self._draining.is_set() and offer.task_id not in self._early:
+                        self._held.add(offer.task_id)
+                    else:
+                        self._intakes[offer.task_id] = self._group.create_task(self._take(offer))
                 case Cancel(task_id, forced):
-                    await self._link.confirm(task_id, self._cancel(worker, task_id, forced=forced))
+                    await self._link.confirm(task_id, self._cancel(task_id, forced=forced))
                 case Deletion(object_ids):
                     for object_id in object_ids:
                         self._plain.pop(object_id, None)
 
-    async def _take(self, worker: BatchWorker, offer: Offer) -> None:
+    async def _take(self, offer: Offer) -> None:
         """Make an offer a task of the worker's, or answer it."""
         outcome = self._early.pop(offer.task_id, None)
         if outcome is None:
             async with self._gate:
-                if await self._is_plain(offer.serializer):
-                    function, *args = [await self._blob(each) for each in (offer.function, *offer.args)]
-                    await worker.submit(Task(offer.task_id, function, tuple(args), label="scaler"))
-                else:
-                    outcome = Outcome(offer.task_id, failure=_OTHER_SERIALIZER)
+                is_plain = await self._is_plain(offer.serializer)
+                needed = (offer.function, *(() if is_plain else (offer.serializer,)), *offer.args)
+                function, *args = [await self._blob(each) for each in needed]
+                codec = "cloudpickle" if is_plain else "serializer"
+                task = Task(
+                    offer.task_id, function, tuple(args), resources=self._resources, codec=codec, label="scaler"
+                )
+                await self._worker.submit(task)
         del self._intakes[offer.task_id]  # from here on there is nothing that a cancel may interrupt
         if outcome is not None:
             await self._answer(offer, outcome)
 
-    def _cancel(self, worker: BatchWorker, task_id: str, *, forced: bool) -> Confirm:
+    def _cancel(self, task_id: str, *, forced: bool) -> Confirm:
         """Cancel a task, and return what to tell the scheduler.
 
         A client is told at once, and its job ends soon after: it waits for the word, for each of its tasks by itself
         (`cancel_all_futures` in client/agent/future_manager.py), and a backend may take its time. An unforced
-        cancel is refused, as nothing tells here whether a task has been sent.
+        cancel takes back what has not been sent; a job may run already.
         """
         if task_id not in self._offers:
             return Confirm.UNKNOWN
-        if not forced:
+        is_back = task_id in self._held or self._take_back(task_id)
+        if not forced and not is_back:
             return Confirm.REFUSED
         del self._offers[task_id]
-        self._stop_intake(task_id)
-        self._group.create_task(self._end(worker, task_id))
+        self._held.discard(task_id)
+        if not is_back:
+            self._group.create_task(self._end(task_id))
         return Confirm.CANCELLED
 
-    def _stop_intake(self, task_id: str) -> None:
-        if (intake := self._intakes.pop(task_id, None)) is not None:
-            intake.cancel()
-
-    async def _end(self, worker: BatchWorker, task_id: str) -> None:
+    async def _end(self, task_id: str) -> None:
         self._cancelled.add(task_id)
-        if not await worker.cancel(task_id):  # it was not taken in yet, or its outcome was just under way
+        if not await self._worker.cancel(task_id):  # its outcome was just under way
             self._cancelled.discard(task_id)
 
-    async def _end_all(self, worker: BatchWorker) -> None:
-        for task_id in {*self._offers, *worker.in_jobs}:
-            await self._end(worker, task_id)
+    async def _end_all(self) -> None:
+        for task_id in {*self._offers, *self._worker.in_jobs}:
+            await self._end(task_id)
         self._offers.clear()
-        await worker.drain()
+        await self._worker.drain()
 
     async def _answer(self, offer: Offer, outcome: Outcome) -> None:
         failure = outcome.failure
@@ -221,6 +275,10 @@ class _Host:
         return found
 
 
+class _DrainedError(Exception):
+    """All that was started here has ended, and nothing more is."""
+
+
 class _Object:
     """An object of Scaler's whose bytes are kept here, as long as a task needs them."""
 
@@ -231,13 +289,6 @@ class _Object:
 
     async def read(self) -> bytes:
         return await self._kept()
-
-
-_OTHER_SERIALIZER = Failure(
-    Reason.ENVIRONMENT,
-    "The client uses a serializer of its own, and jobs read and write what Scaler's default one does",
-    advice="Leave serializer= out of Client(...).",
-)
 
 
 class _Noted:

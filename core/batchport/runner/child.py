@@ -238,7 +238,7 @@ def _settle(output: int, time_limit_s: int | None) -> None:
 def _answer(call: Call) -> Answer:
     """Unpickle, call, pickle; every exception becomes an answer."""
     try:
-        function, args, kwargs = _unpickle(call)
+        function, args, kwargs, serialize = _unpickle(call)
     except ReportError as error:
         return Answer("evidence", b"", error.report.fields)
     try:
@@ -248,9 +248,11 @@ def _answer(call: Call) -> Answer:
         fields = {"type": type(error).__qualname__, **Report.raised(error, words).fields}
         data, version = _pickled(error)
         return Answer("exception", data, fields, version)
-    if type(result) in _PLAIN:
+    if serialize is None and type(result) in _PLAIN:
         return Answer("result", pickle.dumps(result, pickle.HIGHEST_PROTOCOL), {})
     try:
+        if serialize is not None:
+            return Answer("result", bytes(serialize(result)), {})
         import cloudpickle
 
         return Answer("result", cloudpickle.dumps(result), {}, cloudpickle.__version__)
@@ -259,22 +261,31 @@ def _answer(call: Call) -> Answer:
         return Answer("exception", b"", {"type": type(error).__qualname__, **report.fields})
 
 
-def _unpickle(call: Call) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
-    """Return function, args and kwargs. Raises ReportError where they cannot be had."""
+def _unpickle(call: Call) -> tuple[Callable[..., Any], list[Any], dict[str, Any], Callable[[Any], bytes] | None]:
+    """Return function, args, kwargs, and what serializes the result if it is not cloudpickle.
+
+    Raises ReportError where they cannot be had.
+    """
     sys.path[:0] = call.path
     # What names importable things only is a plain pickle, and the import would take longer than all the rest.
     if any(b"cloudpickle" in data for data in (call.function, *call.args, *call.kwargs.values())):
         _check_cloudpickle(call.cloudpickle)
-    what = "the function"
+    what, given = "the serializer", list(call.args)
     args, kwargs = [], {}
+    load: Callable[[bytes], Any] = pickle.loads
+    serialize: Callable[[Any], bytes] | None = None
     try:
-        function = pickle.loads(call.function)
-        for number, data in enumerate(call.args, 1):
+        if call.codec == "serializer":
+            serializer, *given = pickle.loads(call.args[0]), *call.args[1:]
+            load, serialize = serializer.deserialize, serializer.serialize
+        what = "the function"
+        function = load(call.function)
+        for number, data in enumerate(given, 1):
             what = f"argument {number}"
-            args.append(pickle.loads(data))
+            args.append(load(data))
         for name, data in call.kwargs.items():
             what = f"argument {name!r}"
-            kwargs[name] = pickle.loads(data)
+            kwargs[name] = load(data)
     except ModuleNotFoundError as error:
         raise ReportError(Report.missing(what, error)) from error
     except BaseException as error:
@@ -289,7 +300,7 @@ def _unpickle(call: Call) -> tuple[Callable[..., Any], list[Any], dict[str, Any]
         else:
             report = Report.cannot_unpickle(what, error, _traceback(error))
         raise ReportError(report) from error
-    return function, args, kwargs
+    return function, args, kwargs, serialize
 
 
 def _check_cloudpickle(theirs: str) -> None:

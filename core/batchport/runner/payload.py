@@ -47,6 +47,8 @@ class Call(NamedTuple):
     cloudpickle: str
     """The version that pickled them, "" if unknown."""
     time_limit_s: int | None
+    codec: str = "cloudpickle"
+    """As a Task's."""
 
 
 class Payload:
@@ -63,7 +65,7 @@ class Payload:
         self._path = tuple(fields["path"])
         self._zips = fields.get("code", ())
         self._folder = ""
-        self._parts, self._cloudpickle = envelope.parts, envelope.cloudpickle
+        self._parts, self._cloudpickle, self._codec = envelope.parts, envelope.cloudpickle, envelope.codec
         self._store, self._keys = store, keys
         self.tasks: list[str] = [task["id"] for task in self._tasks]
         self.first: int = fields.get("first", 0)
@@ -132,7 +134,7 @@ class Payload:
             raise ReportError(Report.foreign(job, envelope.job), places)
         if envelope.python != PYTHON:
             raise ReportError(Report.other_python(envelope.python), places)
-        if envelope.codec != "cloudpickle":
+        if envelope.codec not in ("cloudpickle", "serializer"):
             raise ReportError(Report.other_codec(envelope.codec), places)
         try:
             return cls(envelope, store, keys)
@@ -155,6 +157,7 @@ class Payload:
             self._path,
             self._cloudpickle,
             task["time_limit_s"],
+            self._codec,
         )
 
     def preload(self) -> None:

@@ -286,6 +286,15 @@ class BatchWorker:
             await self._storage.insist(f"write the stop marker {key}", self._store.put, key, b"")
         return True
 
+    def withdraw(self, task_id: str) -> bool:
+        """Take back a task that waits and is in no job yet; return whether it was one. No outcome follows."""
+        if (entry := self._ledger.waiting.remove(task_id)) is None:
+            return False
+        self._ledger.counts["taken"] -= 1
+        self._spawn(self._blobs.let_go(entry))
+        self._ledger.notify()
+        return True
+
     async def drain(self) -> None:
         """Wait until every task that was taken over has its outcome delivered."""
         ledger = self._ledger
