@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import closing, contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import pytest
+from tests.hosts.scaler_cluster import NAME, Client, Serializer, Worker, new_scheduler
 
 from batchport.backends.local import LocalAdapter, Options
 from batchport.errors import UsageError
-from batchport.store import Keys, open_store
-
-if find_spec("scaler") is None:
-    missing = "opengris-scaler is not installed: uv sync --all-groups --all-extras, or pip install 'batchport[scaler]'"
-    if os.environ.get("CI") == "true":  # what is not tested in CI is not tested anywhere
-        pytest.fail(missing)
-    pytest.skip(missing, allow_module_level=True)
-
-from scaler import Client, Serializer
-
 from batchport.hosts.scaler import ScalerWorker, SchedulerLostError
+from batchport.store import Keys, open_store
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-NAME = "from-scaler"
 Eventually = Callable[..., None]
 
 
@@ -85,90 +70,11 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def free_address() -> str:
-    with closing(socket.socket()) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{sock.getsockname()[1]}"
-
-
-def is_open(address: str) -> bool:
-    host, port = address.removeprefix("tcp://").split(":")
-    with closing(socket.socket()) as sock:
-        return sock.connect_ex((host, int(port))) == 0
-
-
-@contextmanager
-def running(command: str, address: str, *options: str, log: Path) -> Iterator[None]:
-    """Run one of upstream's servers, by the command that upstream gives it."""
-    argv = (str(Path(sys.executable).parent / command), address, *options, "--logging-paths", "/dev/stdout")
-    with log.open("wb") as file, subprocess.Popen(argv, stdout=file, stderr=subprocess.STDOUT) as process:
-        try:
-            deadline = time.monotonic() + 20
-            while not is_open(address):
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.05)
-            yield
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-@contextmanager
-def new_scheduler(logs: Path) -> Iterator[str]:
-    """Give the address of a scheduler that has an object storage server and no worker."""
-    storage, scheduler = free_address(), free_address()
-    options = ("--object-storage-address", storage, "--monitor-address", free_address())
-    with (
-        running("scaler_object_storage_server", storage, log=logs / "storage"),
-        running("scaler_scheduler", scheduler, *options, log=logs / "scheduler"),
-    ):
-        yield scheduler
-
-
 @pytest.fixture(scope="module")
 def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One for all tests that need no other worker, and none less."""
     with new_scheduler(tmp_path_factory.mktemp("logs")) as scheduler:
         yield scheduler
-
-
-class Worker:
-    """Our worker, in a thread with a loop of its own."""
-
-    def __init__(self, scheduler: str, folder: Path) -> None:
-        self.store, self._jobs, self._scheduler = str(folder / "store"), str(folder / "jobs"), scheduler
-        self.ended: Future[None] = Future()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            try:
-                runner.run(self._serve())
-            except asyncio.CancelledError:
-                self.ended.set_result(None)
-            except Exception as error:  # noqa: BLE001 - whoever waits for it raises it
-                self.ended.set_exception(error)
-            else:
-                self.ended.set_result(None)
-
-    async def _serve(self) -> None:
-        self._task = asyncio.current_task()
-        adapter = LocalAdapter(Options(folder=self._jobs, slots=4))
-        fast: dict[str, Any] = {"poll_s": (0.1, 1), "results_s": 0.05, "grace_s": 2}
-        self.host = ScalerWorker(self._scheduler, adapter, self.store, NAME, max_jobs=4, **fast)
-        await self.host.run()
-
-    def stop(self) -> None:
-        assert self._task is not None
-        if not self.ended.done():
-            self._loop.call_soon_threadsafe(self._task.cancel)
-        self._thread.join()
 
 
 @pytest.fixture(scope="module")
