@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
-from importlib.metadata import version
 from typing import Any, NoReturn
 
 import cloudpickle
@@ -61,8 +60,6 @@ that it has unless it was given another (`__construct_serializer` in client/obje
 
 _log = logging.getLogger("batchport.scaler")
 
-_HAS_SIZES = tuple(int(number) for number in version("opengris-scaler").split(".")[:2]) >= (2, 9)
-"""Whether messages have what 2.9.0 has added to them, and call the latency what it does."""
 _ANY_AMOUNT = -1
 """How a worker says that it has as much of a capability as is asked for; schedulers ignore other amounts (`add_worker`
 in scheduler/controllers/policies/simple_policy/allocation/capability_allocate_policy.py)."""
@@ -195,7 +192,6 @@ class Link:
 
     def _heartbeat(self, queued: int) -> WorkerHeartbeat:
         memory, latency = psutil.virtual_memory(), int(self._latency_s * 1e6)
-        newer = {"latencyMicroseconds": latency, "hostname": socket.gethostname()}
         return WorkerHeartbeat(
             agent=Resource(cpu=int(self._process.cpu_percent() * 10), rss=self._process.memory_info().rss),
             rssFree=memory.available,
@@ -206,7 +202,10 @@ class Link:
             processors=[],
             capabilities=[TaskCapability(name=name, value=_ANY_AMOUNT) for name in self._capabilities],
             workerManagerID=b"",
-            **(newer if _HAS_SIZES else {"latencyUS": latency}),
+            # A message leaves out what its release does not know: these three are of 2.9.0, of 2.8.0, and of 2.9.0.
+            latencyMicroseconds=latency,
+            latencyUS=latency,
+            hostname=socket.gethostname(),
         )
 
     async def pump(self) -> NoReturn:
@@ -253,8 +252,9 @@ class Link:
         """
         object_id = ObjectID.generate_object_id(ClientID(offer.client))
         kind = ObjectMetadata.ObjectContentType.object
-        sizes = {"objectSizes": (len(data),)} if _HAS_SIZES else {}
-        metadata = ObjectMetadata(objectIds=(object_id,), objectTypes=(kind,), objectNames=(b"result",), **sizes)
+        metadata = ObjectMetadata(
+            objectIds=(object_id,), objectTypes=(kind,), objectNames=(b"result",), objectSizes=(len(data),)
+        )
         result = TaskResult(
             taskId=bytes.fromhex(offer.task_id),
             resultType=TaskResultType.success if ok else TaskResultType.failed,

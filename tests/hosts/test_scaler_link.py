@@ -1,0 +1,126 @@
+"""All that is used of opengris-scaler is there: where upstream moves something, one of these tests names it."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import importlib
+import inspect
+import pickle
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+from tests.hosts.scaler_cluster import Client
+
+from batchport.hosts import _scaler_link
+from batchport.hosts._scaler_link import Link
+
+SEAM = Path(str(_scaler_link.__file__))
+USED = [
+    (str(node.module), each.name)
+    for node in ast.walk(ast.parse(SEAM.read_text("utf-8")))
+    if isinstance(node, ast.ImportFrom) and str(node.module).startswith("scaler.")
+    for each in node.names
+]
+
+
+def moved(what: str) -> str:
+    return (
+        f"opengris-scaler {version('opengris-scaler')} has no {what}, which hosts/{SEAM.name} uses: "
+        "find where it went, and mend that module alone"
+    )
+
+
+@pytest.mark.parametrize(("module", "name"), USED, ids=lambda value: value)
+def test_upstream_has_what_is_imported_of_it(module: str, name: str) -> None:
+    try:
+        found = importlib.import_module(module)
+    except ImportError:
+        pytest.fail(moved(f"module {module}"))
+    assert hasattr(found, name), moved(f"{name} in {module}")
+
+
+async def sent_by(link: Link, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return what a heartbeat, an answer and a confirmation put on the wire, as whoever receives them reads it."""
+    wire = importlib.import_module("scaler.io.utility")
+    sent: list[Any] = []
+
+    async def send(message: Any, *, detached: bool = False) -> None:
+        sent.append(wire.deserialize(wire.serialize(message)))
+
+    class Storage:
+        async def wait_until_connected(self) -> None:
+            pass
+
+        async def set_object(self, object_id: bytes, data: bytes) -> None:
+            pass
+
+    monkeypatch.setattr(link, "_send", send)
+    monkeypatch.setattr(link, "_storage", Storage(), raising=False)
+    beat = asyncio.create_task(link.beat(lambda: 3))
+    await asyncio.sleep(0)
+    beat.cancel()
+    offer = _scaler_link.Offer("ab" * 16, b"client", bytes(32), ())
+    await link.answer(offer, b"result", ok=True)
+    await link.confirm("ab" * 16, _scaler_link.Confirm.REFUSED)
+    return sent
+
+
+async def test_messages_have_the_fields_that_are_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = Link("tcp://127.0.0.1:1", "name", "place", 7, ["gpu"])
+
+    heartbeat, instruction, result, confirm = await sent_by(link, monkeypatch)
+
+    for message, fields in (
+        (heartbeat, ("agent", "rssFree", "memLimit", "queueSize", "queuedTasks", "capabilities")),
+        (instruction, ("instructionType", "objectUser", "objectMetadata")),
+        (result, ("taskId", "resultType", "metadata", "results")),
+        (confirm, ("taskId", "cancelConfirmType")),
+    ):
+        kind = type(message).__name__
+        for field in fields:
+            assert hasattr(message, field), moved(f"field {field} in its message {kind}")
+    assert (heartbeat.queueSize, heartbeat.queuedTasks) == (7, 3)
+    assert heartbeat.agent.rss > 1 << 20, "this process's own"
+    assert [(each.name, each.value) for each in heartbeat.capabilities] == [("gpu", -1)]
+    assert getattr(heartbeat, "latencyMicroseconds", None) is not None or heartbeat.latencyUS is not None
+
+
+def test_a_client_announces_its_default_serializer_as_is_expected() -> None:
+    default = inspect.signature(Client).parameters["serializer"].default
+
+    announced = cloudpickle.dumps(default, pickle.HIGHEST_PROTOCOL)
+
+    assert announced in _scaler_link.PLAIN_SERIALIZERS, moved("default serializer that is pickled like this")
+
+
+@pytest.mark.parametrize(
+    ("release", "found"), [("2.7.0", "2.7.0 is installed"), (None, "it is not installed")], ids=["other", "none"]
+)
+def test_an_upstream_that_lacks_something_is_named_with_what_to_install(
+    tmp_path: Path, release: str | None, found: str
+) -> None:
+    (tmp_path / "scaler").mkdir()
+    (tmp_path / "scaler" / "__init__.py").touch()
+    answer = f"return {release!r}" if release else "raise metadata.PackageNotFoundError(name)"
+    code = f"""if True:
+        import sys
+        from importlib import metadata
+        def version(name):
+            {answer}
+        metadata.version = version
+        sys.path.insert(0, {str(tmp_path)!r})
+        import batchport.hosts.scaler
+    """
+
+    done = subprocess.run((sys.executable, "-c", code), check=False, capture_output=True, text=True)
+
+    assert (
+        f"ImportError: batchport.hosts.scaler needs opengris-scaler 2.8 or 2.9, and {found}: "
+        "pip install 'batchport[scaler]' (No module named 'scaler.client')"
+    ) in done.stderr
