@@ -241,6 +241,22 @@ FAULTS = (
     ),
     Fault(
         8,
+        "a result is delivered that the host cannot take yet",
+        "worker/results.py",
+        'if out.kind == "result" and not entry.held:',
+        'if out.kind == "result":',
+        "test_outcomes_that_are_held_wait_in_the_store_until_their_tasks_are_offered_again",
+    ),
+    Fault(
+        8,
+        "of an element's failures, those are delivered too that the host cannot take yet",
+        "worker/polling.py",
+        "if entry.held or place not in element.entries:  # its result came while another task was settled",
+        "if place not in element.entries:",
+        "test_of_a_dead_pack_only_those_tasks_have_outcomes_that_were_offered_again",
+    ),
+    Fault(
+        8,
         "a job of an earlier start is run again",
         "worker/adoption.py",
         "unknown = [job for job in self.ledger.jobs.values() if job.id is None]",

@@ -218,3 +218,24 @@ async def test_a_job_whose_id_may_be_anothers_by_now_is_not_cancelled_until_it_i
         job.listed = True
         assert (await world.outcome("t")).failure.reason is Reason.CANCELLED
     assert job.cancels
+
+
+async def test_a_task_that_waits_can_be_withdrawn_and_leaves_nothing(
+    world: Any, make_task: Callable[..., Task]
+) -> None:
+    async with world.worker(max_jobs=1) as worker:
+        await worker.submit(make_task("runs"))
+        job = await world.job()
+        await worker.submit(make_task("waits", bytes(50_000)))
+
+        assert worker.withdraw("waits")
+        assert not worker.withdraw("runs"), "it is in a job"
+        assert not worker.withdraw("unknown")
+
+        world.leave_result(job)
+        await worker.drain()
+        await worker.submit(make_task("waits", bytes(50_000)))
+        world.leave_result(await world.job(2))
+        assert (await world.outcome("waits")).failure is None
+    assert len(world.backend.jobs) == 2
+    assert list((world.store.root / "w" / "blobs").iterdir()) == []

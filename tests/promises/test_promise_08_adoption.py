@@ -193,6 +193,64 @@ async def test_what_a_dead_pack_had_not_started_waits_for_its_host(world: Any, m
         assert (await world.outcome("t2")).failure is None
 
 
+async def test_outcomes_that_are_held_wait_in_the_store_until_their_tasks_are_offered_again(
+    world: Any, make_task: Callable[..., Task]
+) -> None:
+    first = await begin(world)
+    for number, task_id in enumerate(("good", "bad"), 1):
+        await first.submit(make_task(task_id))
+        await world.job(number)
+    await die(first)
+    world.leave_result(world.backend.jobs["1"], value=b"there")
+    world.backend.jobs["2"].end(JobState.FAILED, Reason.OUT_OF_MEMORY)
+    second = await begin(world, hold_adopted=True)
+    await second.drain()  # it has nothing to wait for
+    polls = len(world.backend.calls["poll_jobs"]) + 3
+    await world.until(lambda: len(world.backend.calls["poll_jobs"]) > polls, "it has looked at what is there")
+    assert not world.outcomes["good"]
+    assert not world.outcomes["bad"]
+    await die(second)
+    async with world.worker(hold_adopted=True) as worker:
+        await worker.submit(make_task("good"))
+        assert (await world.outcome("good")).result == b"there"
+        assert not world.outcomes["bad"]
+        await worker.submit(make_task("bad"))
+        assert (await world.outcome("bad")).failure.reason is Reason.OUT_OF_MEMORY
+        await worker.drain()
+    assert list(world.backend.jobs) == ["1", "2"]
+    assert not world.store.names(world.keys.manifests)
+
+
+async def test_of_a_dead_pack_only_those_tasks_have_outcomes_that_were_offered_again(
+    world: Any, make_task: Callable[..., Task]
+) -> None:
+    first = await begin(world, tasks_per_job=2, width=2)
+    for task_id in ("offered", "held"):
+        await first.submit(make_task(task_id))
+    job = await world.job()
+    await die(first)
+    job.end(JobState.FAILED, Reason.OUT_OF_MEMORY)
+    async with world.worker(tasks_per_job=2, width=2, hold_adopted=True) as worker:
+        await worker.submit(make_task("offered"))
+        assert (await world.outcome("offered")).failure.reason is Reason.OUT_OF_MEMORY
+        await worker.drain()
+        assert not world.outcomes["held"]
+        await worker.submit(make_task("held"))
+        assert (await world.outcome("held")).failure.reason is Reason.OUT_OF_MEMORY
+
+
+async def test_a_held_task_that_nobody_wants_is_cancelled(world: Any, make_task: Callable[..., Task]) -> None:
+    first = await begin(world)
+    await first.submit(make_task("t"))
+    await world.job()
+    await die(first)
+    async with world.worker(hold_adopted=True) as worker:
+        assert await worker.cancel("t")
+        assert (await world.outcome("t")).failure.reason is Reason.CANCELLED
+        await worker.drain()
+    assert world.backend.jobs["1"].cancels
+
+
 async def test_shared_arguments_live_as_long_as_an_adopted_task_needs_them(
     world: Any, make_task: Callable[..., Task]
 ) -> None:

@@ -8,8 +8,9 @@ passes by here are bytes, and none of them is unpickled.
 from __future__ import annotations
 
 import asyncio
+import logging
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 from weakref import WeakValueDictionary
@@ -44,6 +45,10 @@ except ImportError as error:
 
 __all__ = ["ScalerWorker", "SchedulerLostError"]
 
+_log = logging.getLogger("batchport.scaler")
+
+_UNCLAIMED_S = 24 * 3600
+"""Seconds after which a scheduler that has not offered a task again does not know it: it may have been restarted."""
 _AT_ONCE = 8
 """Tasks whose objects are fetched at the same time, so that not all of a burst is in memory."""
 
@@ -82,7 +87,14 @@ class ScalerWorker:
     ) -> None:
         store = open_store(store) if isinstance(store, str) else store
         self._worker = BatchWorker(
-            adapter, store, name, self._deliver, max_jobs=max_jobs, tasks_per_job=tasks_per_job, **worker_options
+            adapter,
+            store,
+            name,
+            self._deliver,
+            max_jobs=max_jobs,
+            tasks_per_job=tasks_per_job,
+            hold_adopted=True,
+            **worker_options,
         )
         self._link = Link(scheduler, name, store.url, max_jobs * tasks_per_job, capabilities)
         self._waiting = WaitingBytes(store, name)
@@ -94,10 +106,6 @@ class ScalerWorker:
         """Those of the offers that are about to become tasks of the worker's."""
         self._held: set[str] = set()
         """Those of the offers that will not run here, since it is drained."""
-        self._cancelled: set[str] = set()
-        """Tasks whose outcome is still to come, and wanted by nobody."""
-        self._early: dict[str, Outcome] = {}
-        """Outcomes of tasks of an earlier start, which the scheduler has not offered again yet."""
         self._objects: WeakValueDictionary[str, _Object] = WeakValueDictionary()
         self._fetches: dict[str, asyncio.Task[_Object]] = {}
         self._plain: dict[bytes, bool] = {}
@@ -138,7 +146,8 @@ class ScalerWorker:
             await asyncio.to_thread(self._waiting.remove_strays)
             await self._link.open()
             async with asyncio.TaskGroup() as self._group:
-                for loop in (self._link.beat(self._queued), self._link.pump(), self._listen(), self._drain()):
+                link = self._link
+                for loop in (link.beat(self._queued), link.pump(), self._listen(), self._drain(), self._clear_up()):
                     self._group.create_task(loop)
         except* _DrainedError:
             pass
@@ -165,23 +174,27 @@ class ScalerWorker:
 
     def _take_back(self, task_id: str) -> bool:
         """Have a task not run here if it is in no job yet, and return whether it is so."""
+        if task_id in self._worker.in_jobs:  # maybe of an earlier start, and just about to be taken
+            return False
+        return self._stop_intake(task_id) or self._worker.withdraw(task_id)
+
+    def _stop_intake(self, task_id: str) -> bool:
         if (intake := self._intakes.pop(task_id, None)) is not None:
             intake.cancel()
-            return True
-        return self._worker.withdraw(task_id)
+        return intake is not None
 
     async def _deliver(self, outcome: Outcome) -> None:
         """Bring an outcome to the client."""
-        task_id = outcome.task_id
-        if task_id in self._cancelled:
-            self._cancelled.discard(task_id)
-        elif (offer := self._offers.get(task_id)) is None:
-            self._early[task_id] = outcome
-        else:
-            # Of an earlier start, and just offered again: a worker that has delivered would run the task once more.
-            if (intake := self._intakes.pop(task_id, None)) is not None:
-                intake.cancel()
-            await self._answer(offer, outcome)
+        if (offer := self._offers.get(outcome.task_id)) is None:  # nobody wants it any more
+            return
+        failure = outcome.failure
+        data = _pickled(failure) if failure is not None else outcome.result or b""
+        try:
+            await self._link.answer(offer, data, ok=failure is None)
+        except SchedulerLostError as error:  # it is the end, and not for the worker to try again
+            self._group.create_task(_raise(error))
+            await asyncio.Event().wait()
+        self._offers.pop(outcome.task_id, None)
 
     async def _listen(self) -> None:
         while True:
@@ -190,7 +203,7 @@ class ScalerWorker:
                     pass  # after a silence the scheduler took this worker for dead, and has given it the task anew
                 case Offer() as offer:
                     self._offers[offer.task_id] = offer
-                    if self._draining.is_set() and offer.task_id not in self._early:
+                    if self._draining.is_set() and offer.task_id not in self._worker.in_jobs:
                         self._held.add(offer.task_id)
                     else:
                         self._intakes[offer.task_id] = self._group.create_task(self._take(offer))
@@ -201,21 +214,15 @@ class ScalerWorker:
                         self._plain.pop(object_id, None)
 
     async def _take(self, offer: Offer) -> None:
-        """Make an offer a task of the worker's, or answer it."""
-        outcome = self._early.pop(offer.task_id, None)
-        if outcome is None:
-            async with self._gate:
-                is_plain = await self._is_plain(offer.serializer)
-                needed = (offer.function, *(() if is_plain else (offer.serializer,)), *offer.args)
-                function, *args = [await self._blob(each) for each in needed]
-                codec = "cloudpickle" if is_plain else "serializer"
-                task = Task(
-                    offer.task_id, function, tuple(args), resources=self._resources, codec=codec, label="scaler"
-                )
-                await self._worker.submit(task)
+        """Make an offer a task of the worker's."""
+        async with self._gate:
+            is_plain = await self._is_plain(offer.serializer)
+            needed = (offer.function, *(() if is_plain else (offer.serializer,)), *offer.args)
+            function, *args = [await self._blob(each) for each in needed]
+            codec = "cloudpickle" if is_plain else "serializer"
+            task = Task(offer.task_id, function, tuple(args), resources=self._resources, codec=codec, label="scaler")
+            await self._worker.submit(task)
         del self._intakes[offer.task_id]  # from here on there is nothing that a cancel may interrupt
-        if outcome is not None:
-            await self._answer(offer, outcome)
 
     def _cancel(self, task_id: str, *, forced: bool) -> Confirm:
         """Cancel a task, and return what to tell the scheduler.
@@ -232,25 +239,32 @@ class ScalerWorker:
         del self._offers[task_id]
         self._held.discard(task_id)
         if not is_back:
-            self._group.create_task(self._end(task_id))
+            self._stop_intake(task_id)
+            self._group.create_task(self._end([task_id]))
         return Confirm.CANCELLED
 
-    async def _end(self, task_id: str) -> None:
-        self._cancelled.add(task_id)
-        if not await self._worker.cancel(task_id):  # its outcome was just under way
-            self._cancelled.discard(task_id)
+    async def _end(self, task_ids: Iterable[str]) -> None:
+        for task_id in task_ids:
+            await self._worker.cancel(task_id)
 
     async def _end_all(self) -> None:
-        for task_id in {*self._offers, *self._worker.in_jobs}:
-            await self._end(task_id)
-        self._offers.clear()
+        offered, self._offers = self._offers, {}
+        await self._end({*offered, *self._worker.in_jobs})
         await self._worker.drain()
 
-    async def _answer(self, offer: Offer, outcome: Outcome) -> None:
-        failure = outcome.failure
-        data = _pickled(failure) if failure is not None else outcome.result or b""
-        await self._link.answer(offer, data, ok=failure is None)
-        self._offers.pop(offer.task_id, None)
+    async def _clear_up(self) -> None:
+        """Cancel what an earlier start has left and nobody wants any more, as far as can be told."""
+        adopted = self._worker.in_jobs
+        await asyncio.sleep(_UNCLAIMED_S)
+        if unclaimed := [
+            task_id for task_id in self._worker.in_jobs if task_id in adopted and task_id not in self._offers
+        ]:
+            _log.warning(
+                "%d tasks of an earlier start were not offered again in %d hours, and their jobs are cancelled",
+                len(unclaimed),
+                _UNCLAIMED_S // 3600,
+            )
+            await self._end(unclaimed)
 
     async def _is_plain(self, serializer: bytes) -> bool:
         if serializer not in self._plain:
@@ -273,6 +287,10 @@ class ScalerWorker:
         kept = await asyncio.to_thread(self._waiting.keep, data, size := len(data))
         found = self._objects[key] = _Object(size, kept)
         return found
+
+
+async def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 class _DrainedError(Exception):

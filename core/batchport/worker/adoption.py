@@ -2,7 +2,8 @@
 
 Run by the engine before its loops. The manifests, the ids noted after submission, and find_jobs for the
 gap between the two are the whole journal. The tasks of an adopted job are known by their ids alone until
-the host offers them again.
+the host offers them again; on request their outcomes wait for that, in the store, so that a host that could do nothing
+with them does not lose them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _READ_AT_ONCE = 64
 
 @dataclass(eq=False, kw_only=True)
 class Adoption:
-    """Takes over what an earlier start has left. `collect` is the last look for results."""
+    """Takes over what an earlier start left. `collect` is the last look for results, `hold` whether outcomes wait."""
 
     ledger: Ledger
     storage: Storage
@@ -42,6 +43,7 @@ class Adoption:
     sending: Sending
     collect: Callable[[], Awaitable[None]]
     rules: Rules
+    hold: bool
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
     _unreadable: set[str] = field(default_factory=set)
 
@@ -81,7 +83,8 @@ class Adoption:
             job.left.add(keys.array(name))
         for entry in job.entries:
             self.blobs.adopt(entry)
-            self.ledger.counts["taken"] += 1
+            entry.held = self.hold
+            self.ledger.counts["taken"] += not self.hold
         if job_id is not None:
             self.sending.has_id(job, job_id.decode())
 
@@ -120,6 +123,10 @@ class Adoption:
         await asyncio.sleep(self.rules.grace_s)
         await self.collect()
         for job in jobs:
-            if not job.is_settled:
-                why = "The worker ended between making the job and noting its id."
-                await self.outcomes.give_up(job, verdicts.unanswered(job, why, self.rules.grace_s))
+            self.spawn(self._give_up(job))
+
+    async def _give_up(self, job: Job) -> None:
+        await self.ledger.until(lambda: not any(entry.held for entry in job.entries))
+        if not job.is_settled:
+            why = "The worker ended between making the job and noting its id."
+            await self.outcomes.give_up(job, verdicts.unanswered(job, why, self.rules.grace_s))

@@ -61,6 +61,8 @@ class BatchWorker:
     python: the interpreter in the job; launcher: words before it, which must start exactly one runner.
     setup: lines of bash that each job runs first, as they are. path: entries for the job's sys.path, to be
         searched first; code: zips of modules to be searched before those.
+    hold_adopted: whether outcomes of an earlier start's tasks wait in the store until the host has offered the tasks
+        again, for a host that can do nothing with them before. `drain` does not wait for those tasks.
 
     A worker that starts under the name of one that died adopts its jobs: their outcomes are delivered, and
     a task that the host offers again by the same id is not run again.
@@ -93,6 +95,7 @@ class BatchWorker:
         setup: str = "",
         path: Sequence[str] = (),
         code: Sequence[Blob] = (),
+        hold_adopted: bool = False,
     ) -> None:
         naming.check_worker_name(name)
         amounts = {"max_jobs": max_jobs, "tasks_per_job": tasks_per_job, "width": width, "waiting": waiting}
@@ -120,7 +123,7 @@ class BatchWorker:
         self._store = store
         fields: dict[str, Any] = {"path": list(path), "width": width, "code": [blob.key for blob in code]}
         command = (*launcher, python, "-m", "batchport.runner")
-        self._deliver, self._code = deliver, tuple(code)
+        self._deliver, self._code, self._hold_adopted = deliver, tuple(code), hold_adopted
         self._plan = Plan(max_jobs, tasks_per_job, width, command, setup, fields)
         self._grace_s, self._start_deadline_s, self._retries = grace_s, start_deadline_s, retries
         self._poll_s, self._results_s, self._most_waiting = poll_s, results_s, waiting
@@ -182,6 +185,7 @@ class BatchWorker:
             sending=sending,
             collect=results.collect,
             rules=rules,
+            hold=self._hold_adopted,
             spawn=self._spawn,
         )
         self._group = asyncio.TaskGroup()
@@ -252,12 +256,13 @@ class BatchWorker:
             if not (entry := element.entries[place]).offered:  # of an earlier start; now it could be sent again
                 entry.task, entry.offered = task, True
                 self._blobs.hold(entry)
+                ledger.release(entry)
             return
         if task.id in ledger.waiting:
             return
         await ledger.until(lambda: len(ledger.waiting) < self._most_waiting)
         entry = ledger.parked.pop(task.id) if task.id in ledger.parked else Entry(task)
-        entry.task, entry.offered = task, True
+        entry.task, entry.offered, entry.held = task, True, False
         self._blobs.hold(entry)
         ledger.counts["taken"] += 1
         ledger.waiting.add(entry)
@@ -276,6 +281,7 @@ class BatchWorker:
             return False
         element, place = found
         element.entries[place].cancelled = True
+        self._ledger.release(element.entries[place])
         job = element.job
         if job.all_cancelled or (element.all_cancelled and self._calls.limits.element_cancel):
             for each in job.elements:

@@ -122,7 +122,15 @@ class Ledger:
             self.waiting.add(entry, first=True)
         else:
             self.parked[entry.task.id] = entry
-            self.counts["taken"] -= 1
+            self.counts["taken"] -= not entry.held
+
+    def release(self, entry: Entry) -> None:
+        """Have a task that was held get its outcome, now that the host has offered or cancelled it."""
+        if entry.held:
+            entry.held = False
+            self.counts["taken"] += 1
+            self.poll_wanted.set()  # its job may be over
+            self.notify()
 
     def close_job(self, job: Job) -> None:
         """Strike out a job that has no tasks and is over."""

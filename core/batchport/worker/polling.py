@@ -142,7 +142,11 @@ class Polling:
         elements = [element for job in self.ledger.watched(now) for element in job.elements]
         # Their places at the backend are free, whatever the grace brings.
         self.ledger.holders.difference_update(element for element in elements if element.is_over)
-        suspects = [element for element in elements if element.entries and element.verdict(now, self.rules)]
+        suspects = [
+            element
+            for element in elements
+            if any(not entry.held for entry in element.entries.values()) and element.verdict(now, self.rules)
+        ]
         if suspects or any(element.is_over for element in elements):
             try:
                 await self.results.collect()
@@ -177,7 +181,7 @@ class Polling:
             await self._inspect(element)  # the runner could not tell, or there was none
         # From the last: each that goes back to wait goes to the head of the queue.
         for place, entry in reversed(list(element.entries.items())):
-            if place not in element.entries:  # its result came while another task was settled
+            if entry.held or place not in element.entries:  # its result came while another task was settled
                 continue
             if place not in blamed and not entry.cancelled and entry.unstarted + 1 < _TRIES_TO_START:
                 entry.unstarted += 1

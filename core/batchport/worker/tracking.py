@@ -33,7 +33,7 @@ class Entry:
 
     `attempts` counts jobs that started it, `unstarted` those that died before they did. `shared` are the
     keys of the blobs that it keeps in the store. `offered` is whether the host has given the task itself,
-    and not only an earlier start of the worker its id.
+    and not only an earlier start of the worker its id. `held` is whether its outcome waits for that.
     """
 
     task: Task
@@ -42,6 +42,7 @@ class Entry:
     cancelled: bool = False
     shared: tuple[str, ...] = ()
     offered: bool = True
+    held: bool = False
 
 
 class Verdict(Enum):
@@ -228,5 +229,5 @@ class Element:
     def wants_poll(self, now: float) -> bool:
         """Return whether the backend is the one to ask: no result yet, or ending takes suspiciously long."""
         if self.id is None or self.is_over:
-            return self.id is not None and bool(self.entries)
+            return self.id is not None and any(not entry.held for entry in self.entries.values())
         return self.settled_at is None or now - self.settled_at >= _LINGER_S
