@@ -233,7 +233,6 @@ async def test_of_a_dead_pack_only_those_tasks_have_outcomes_that_were_offered_a
     async with world.worker(tasks_per_job=2, width=2, hold_adopted=True) as worker:
         await worker.submit(make_task("offered"))
         assert (await world.outcome("offered")).failure.reason is Reason.OUT_OF_MEMORY
-        await worker.drain()
         assert not world.outcomes["held"]
         await worker.submit(make_task("held"))
         assert (await world.outcome("held")).failure.reason is Reason.OUT_OF_MEMORY
