@@ -69,10 +69,10 @@ def running(command: str, address: str, *options: str, log: Path) -> Iterator[No
 
 
 @contextmanager
-def new_scheduler(logs: Path) -> Iterator[str]:
+def new_scheduler(logs: Path, *more: str) -> Iterator[str]:
     """Give the address of a scheduler that has an object storage server and no worker."""
     storage, scheduler = free_address(), free_address()
-    options = ("--object-storage-address", storage, "--monitor-address", free_address())
+    options = ("--object-storage-address", storage, "--monitor-address", free_address(), *more)
     with (
         running("scaler_object_storage_server", storage, log=logs / "storage"),
         running("scaler_scheduler", scheduler, *options, log=logs / "scheduler"),
@@ -84,14 +84,19 @@ class Worker:
     """Our worker, in a thread with a loop of its own; on an adapter, or on this machine."""
 
     def __init__(
-        self, scheduler: str, folder: Path, adapter: BatchWorkerAdapterBase | None = None, **options: Any
+        self,
+        scheduler: str,
+        folder: Path,
+        adapter: BatchWorkerAdapterBase | None = None,
+        name: str = NAME,
+        **options: Any,
     ) -> None:
-        self.store, self._scheduler = str(folder / "store"), scheduler
+        self.store, self._scheduler, self._name = str(folder / "store"), scheduler, name
         self._adapter = adapter or LocalAdapter(Options(folder=str(folder / "jobs"), slots=4))
         self._options = {"max_jobs": 4, "poll_s": (0.1, 1), "results_s": 0.05, "grace_s": 2, **options}
         self.ended: Future[None] = Future()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)  # a test that fails must not wait for it
         self._thread.start()
 
     def _run(self) -> None:
@@ -107,8 +112,11 @@ class Worker:
 
     async def _serve(self) -> None:
         self._task = asyncio.current_task()
-        self.host = ScalerWorker(self._scheduler, self._adapter, self.store, NAME, **self._options)
+        self.host = ScalerWorker(self._scheduler, self._adapter, self.store, self._name, **self._options)
         await self.host.run()
+
+    def drain(self) -> None:
+        self._loop.call_soon_threadsafe(self.host.drain)
 
     def stop(self) -> None:
         assert self._task is not None

@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import cloudpickle
 import pytest
-from tests.hosts.scaler_cluster import NAME, Client, new_scheduler
+from tests.hosts.scaler_cluster import NAME, Client, Worker, free_address, new_scheduler, running
+
+from batchport.backends.local import LocalAdapter, Options
+from batchport.hosts.scaler import SchedulerLostError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -84,3 +87,129 @@ def test_a_worker_that_is_killed_under_load_loses_nothing_and_runs_nothing_twice
 
     assert set(runs(tmp_path).values()) == {1}
     assert len(runs(tmp_path)) == 100
+
+
+def one_at_a_time(folder: Path) -> LocalAdapter:
+    """Return an adapter whose backend takes one job, so that all other tasks wait in the worker."""
+    return LocalAdapter(Options(folder=str(folder / "jobs"), slots=1, queue_limit=1))
+
+
+def test_a_worker_that_drains_ends_what_runs_and_gives_back_what_waits(tmp_path: Path, eventually: Eventually) -> None:
+    with new_scheduler(tmp_path) as scheduler, Client(scheduler) as client:
+        leaving = Worker(scheduler, tmp_path, one_at_a_time(tmp_path))
+        futures = [client.submit(hold, str(tmp_path), number) for number in range(6)]
+        eventually(lambda: runs(tmp_path))
+        leaving.drain()
+        staying = Worker(scheduler, tmp_path / "staying", name="staying")
+        assert not leaving.ended.done()
+
+        (tmp_path / "go").touch()
+
+        assert [future.result(30) for future in futures] == list(range(6))
+        leaving.ended.result(30)
+        assert leaving.host.counts.done < 6 == leaving.host.counts.done + staying.host.counts.done
+        leaving.stop()
+        staying.stop()
+    assert list(runs(tmp_path).values()) == [1] * 6
+
+
+def test_what_waits_is_given_to_an_idle_worker_and_what_runs_stays(tmp_path: Path, eventually: Eventually) -> None:
+    with new_scheduler(tmp_path) as scheduler, Client(scheduler) as client:
+        busy = Worker(scheduler, tmp_path, one_at_a_time(tmp_path))
+        futures = [client.submit(hold, str(tmp_path), number) for number in range(4)]
+        eventually(lambda: runs(tmp_path))
+        idle = Worker(scheduler, tmp_path / "idle", name="idle")
+
+        eventually(lambda: len(runs(tmp_path)) > 1)  # though the busy one has no place for it
+
+        (tmp_path / "go").touch()
+        assert [future.result(30) for future in futures] == list(range(4))
+        assert busy.host.counts.done + idle.host.counts.done == 4
+        busy.stop()
+        idle.stop()
+    assert list(runs(tmp_path).values()) == [1] * 4
+
+
+def test_a_cancel_is_confirmed_in_every_state_and_costs_no_place(tmp_path: Path, eventually: Eventually) -> None:
+    with new_scheduler(tmp_path) as scheduler, Client(scheduler) as client:
+        worker = Worker(scheduler, tmp_path, one_at_a_time(tmp_path))
+        futures = [client.submit(hold, str(tmp_path), number) for number in range(10)]
+        eventually(lambda: runs(tmp_path))
+        # One runs, three wait in the worker, and the scheduler has the others.
+        for future in futures:
+            assert future.cancel()
+            assert future.cancelled()
+        (tmp_path / "go").touch()
+
+        assert client.map(mark, [str(tmp_path)] * 8, range(20, 28), [0] * 8) == list(range(20, 28))
+
+        eventually(lambda: worker.host.counts.sent == worker.host.counts.waiting == 0)
+        worker.stop()
+    assert len(runs(tmp_path)) == 9
+
+
+def test_tasks_that_ask_for_a_capability_go_to_the_worker_that_has_it(tmp_path: Path) -> None:
+    by_capability = ("--policy-content", "allocate=capability; scaling=no")
+    with new_scheduler(tmp_path, *by_capability) as scheduler, Client(scheduler) as client:
+        plain = Worker(scheduler, tmp_path / "plain", name="plain")
+        gifted = Worker(scheduler, tmp_path / "gifted", name="gifted", capabilities=["gpu"])
+
+        futures = [
+            client.submit_verbose(mark, (str(tmp_path), number, 0), {}, capabilities={"gpu": -1}) for number in range(8)
+        ]
+
+        assert [future.result(30) for future in futures] == list(range(8))
+        assert (plain.host.counts.done, gifted.host.counts.done) == (0, 8)
+        plain.stop()
+        gifted.stop()
+
+
+LIVE_ON = "Jobs that run live on: start the worker again under its name once it is there"
+
+
+def test_a_scheduler_that_is_restarted_is_named_and_gets_no_result_of_its_predecessors_tasks(
+    tmp_path: Path, eventually: Eventually
+) -> None:
+    storage, scheduler = free_address(), free_address()
+    options = ("--object-storage-address", storage, "--monitor-address", free_address())
+    with running("scaler_object_storage_server", storage, log=tmp_path / "storage"):
+        with running("scaler_scheduler", scheduler, *options, log=tmp_path / "first"):
+            worker, client = Worker(scheduler, tmp_path), Client(scheduler)
+            client.submit(hold, str(tmp_path), 1)
+            eventually(lambda: runs(tmp_path))
+        with running("scaler_scheduler", scheduler, *options, log=tmp_path / "second"):
+            with pytest.raises(SchedulerLostError) as lost:
+                worker.ended.result(30)
+            words = str(lost.value)
+            assert words.startswith(f"the Scaler scheduler at {scheduler} cannot be reached: ")
+            assert words.endswith(LIVE_ON)
+            worker.stop()
+            again = Worker(scheduler, tmp_path)
+            (tmp_path / "go").touch()
+            with Client(scheduler) as other:
+                assert other.submit(mark, str(tmp_path), 2, 0).result(30) == 2
+            again.stop()
+        assert "ERROR" not in (tmp_path / "second").read_text()
+        client.disconnect()
+
+
+# The client's own thread ends by the lost connection as well.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_object_storage_that_is_restarted_is_named(tmp_path: Path, eventually: Eventually) -> None:
+    storage, scheduler = free_address(), free_address()
+    options = ("--object-storage-address", storage, "--monitor-address", free_address())
+    with ExitStack() as servers:
+        with running("scaler_object_storage_server", storage, log=tmp_path / "storage"):
+            servers.enter_context(running("scaler_scheduler", scheduler, *options, log=tmp_path / "scheduler"))
+            worker, client = Worker(scheduler, tmp_path), Client(scheduler)
+            client.submit(hold, str(tmp_path), 1)
+            eventually(lambda: runs(tmp_path))
+        servers.enter_context(running("scaler_object_storage_server", storage, log=tmp_path / "another"))
+        with pytest.raises(SchedulerLostError) as lost:
+            worker.ended.result(30)
+        assert str(lost.value) == (
+            f"the object storage of the Scaler scheduler at {scheduler} cannot be reached: "
+            f"connection failure to object storage server. {LIVE_ON}"
+        )
+        worker.stop()
+        (tmp_path / "go").touch()

@@ -308,13 +308,15 @@ class Link:
     def _in_words(self) -> Iterator[None]:
         try:
             yield
-        except (YMQException, ObjectStorageException) as error:
-            self._lost(getattr(error, "message", str(error)), error)
+        except ObjectStorageException as error:
+            self._lost(str(error), error, "object storage of the ")
+        except YMQException as error:
+            self._lost(error.message, error)
 
-    def _lost(self, why: str, cause: Exception | None = None) -> NoReturn:
+    def _lost(self, why: str, cause: Exception | None = None, what: str = "") -> NoReturn:
         raise SchedulerLostError(
-            f"the Scaler scheduler at {self._address} cannot be reached: {why}. Jobs that run live on: start the "
-            "worker again under its name once the scheduler is there"
+            f"the {what}Scaler scheduler at {self._address} cannot be reached: {why.rstrip('.')}. "
+            "Jobs that run live on: start the worker again under its name once it is there"
         ) from cause
 
 
