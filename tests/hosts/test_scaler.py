@@ -257,5 +257,7 @@ def test_a_scheduler_that_goes_away_is_named(tmp_path: Path) -> None:
 
 def test_an_address_that_is_none_is_refused_in_words(tmp_path: Path) -> None:
     adapter = LocalAdapter(Options(folder=str(tmp_path)))
-    with pytest.raises(UsageError, match=r"^scheduler='localhost': .*; write it like tcp://10\.0\.0\.1:6378$"):
+    with pytest.raises(
+        UsageError, match=r"^scheduler='localhost' is no address; write it like tcp://10\.0\.0\.1:6378$"
+    ):
         ScalerWorker("localhost", adapter, str(tmp_path), NAME)

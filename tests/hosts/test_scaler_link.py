@@ -7,6 +7,8 @@ import asyncio
 import importlib
 import inspect
 import pickle
+import re
+import socket
 import subprocess
 import sys
 from importlib.metadata import version
@@ -15,10 +17,10 @@ from typing import Any
 
 import cloudpickle
 import pytest
-from tests.hosts.scaler_cluster import Client
+from tests.hosts.scaler_cluster import Client, free_address
 
 from batchport.hosts import _scaler_link
-from batchport.hosts._scaler_link import Link
+from batchport.hosts._scaler_link import Link, SchedulerLostError
 
 SEAM = Path(str(_scaler_link.__file__))
 USED = [
@@ -124,3 +126,45 @@ def test_an_upstream_that_lacks_something_is_named_with_what_to_install(
         f"ImportError: batchport.hosts.scaler needs opengris-scaler 2.8 or 2.9, and {found}: "
         "pip install 'batchport[scaler]' (No module named 'scaler.client')"
     ) in done.stderr
+
+
+async def served(address: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return in what words a link ends that finds no scheduler at an address."""
+    monkeypatch.setattr(_scaler_link, "_UNREACHED_S", 0.5)
+    link = Link(address, "name", "place", 1)
+
+    async def serve() -> None:
+        await link.open()
+        await link.beat(lambda: 0)
+
+    with pytest.raises(SchedulerLostError) as lost:
+        await serve()
+    await link.leave()
+    return str(lost.value)
+
+
+LIVE_ON = "Jobs that run live on: start the worker again under its name once it is there"
+
+
+async def test_an_address_where_nothing_listens_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = free_address()
+    assert re.fullmatch(
+        rf"the Scaler scheduler at {address} cannot be reached: Connection refused, for \d s\. {LIVE_ON}",
+        await served(address, monkeypatch),
+    )
+
+
+async def test_a_host_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = await served("tcp://no-such-host.invalid:6378", monkeypatch)
+    assert words.startswith("the Scaler scheduler at tcp://no-such-host.invalid:6378 cannot be reached: ")
+    assert "Errno" not in words
+
+
+async def test_a_server_that_is_no_scheduler_is_told_from_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tcp://localhost:{server.getsockname()[1]}"
+        words = await served(address, monkeypatch)
+    assert words == (
+        f"the Scaler scheduler at {address} cannot be reached: what listens there has not answered for 1 s, "
+        f"so it may be something else. {LIVE_ON}"
+    )

@@ -13,7 +13,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 import pickle
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -64,6 +66,8 @@ _ANY_AMOUNT = -1
 """How a worker says that it has as much of a capability as is asked for; schedulers ignore other amounts (`add_worker`
 in scheduler/controllers/policies/simple_policy/allocation/capability_allocate_policy.py)."""
 
+_TIME = re.compile(r"[-0-9]+ [:0-9]+\+0000: ")
+"""What begins the words of upstream's connectors."""
 _BEAT_S = 1.0
 _UNREACHED_S = 20.0
 """Seconds without any answer after which there is no scheduler at the address."""
@@ -140,7 +144,7 @@ class Link:
         try:
             self._address = AddressConfig.from_string(scheduler)
         except ValueError as error:
-            raise UsageError(f"scheduler={scheduler!r}: {error}; write it like tcp://10.0.0.1:6378") from error
+            raise UsageError(f"scheduler={scheduler!r} is no address; write it like tcp://10.0.0.1:6378") from error
         # Not of this process alone: the scheduler shall know again whose tasks it has. Not of the name alone: two
         # workers of one name that share nothing must not be one to the scheduler.
         tag = hashlib.sha256(f"{socket.gethostname()} {place}".encode()).hexdigest()[:16]
@@ -154,7 +158,7 @@ class Link:
         self._network: Any = None
 
     async def open(self) -> None:
-        """Begin to connect to the scheduler; whether it is there shows later.
+        """Connect to the scheduler; whether it is one shows later.
 
         The scheduler is told first that an earlier process of this worker is gone, so that it gives the tasks of that
         one out anew now and not when it misses it, a minute later.
@@ -162,27 +166,51 @@ class Link:
         self._network = get_network_backend_from_env()
         self._scheduler = self._network.create_async_connector(identity=self._identity, callback=_unused)
         self._storage = self._network.create_async_object_storage_connector(identity=self._identity)
+        address = await self._reach()
         with self._in_words():
-            await self._scheduler.connect(self._address, ConnectorRemoteType.Binder)
+            await self._scheduler.connect(address, ConnectorRemoteType.Binder)
         await self._send(WorkerDisconnectNotification(), detached=True)
+
+    async def _reach(self) -> AddressConfig:
+        """Return the address as upstream's connector bears it, once something listens there.
+
+        The connector takes no names of hosts, and where nothing listens it blocks the event loop for 50 s.
+        """
+        address = self._address
+        if address.port is None:  # a socket of this machine's
+            return address
+        began, told = time.monotonic(), False
+        while True:
+            try:
+                async with asyncio.timeout(_UNREACHED_S):
+                    _, writer = await asyncio.open_connection(address.host, address.port, family=socket.AF_INET)
+            except (OSError, TimeoutError) as error:
+                number = error.errno or 0  # negative where a name is not known, and then with words of its own
+                why = os.strerror(number) if number > 0 else error.strerror or "no answer"
+            else:
+                found = writer.get_extra_info("peername")[0]
+                writer.close()
+                return AddressConfig(address.type, found, address.port) if address.type is SocketType.tcp else address
+            waited = time.monotonic() - began
+            if waited > _UNREACHED_S:
+                self._lost(f"{why}, for {waited:.0f} s")
+            if not told and waited > _HURRY_S:
+                told = True
+                _log.warning("%s at %s; the Scaler scheduler is waited for", why, address)
+            await asyncio.sleep(_BEAT_S / 2)
 
     async def beat(self, queued: Callable[[], int]) -> NoReturn:
         """Tell the scheduler every second that this worker lives, and notice when it does not answer (any more).
 
         `queued` says how many of the tasks that are here are in no job yet.
         """
-        began, told = time.monotonic(), False
+        began = time.monotonic()
         while True:
             now = time.monotonic()
             if self._heard_at is None:
                 if now - began > _UNREACHED_S:
-                    self._lost(f"nothing has answered there for {now - began:.0f} s; is it a scheduler's address?")
-                if not told and now - began > _HURRY_S:
-                    told = True
-                    _log.warning(
-                        "the Scaler scheduler at %s has not answered yet; it is waited for %.0f s",
-                        self._address,
-                        _UNREACHED_S,
+                    self._lost(
+                        f"what listens there has not answered for {now - began:.0f} s, so it may be something else"
                     )
             elif now - self._heard_at > _SILENCE_S:
                 self._lost(f"it has not answered for {now - self._heard_at:.0f} s")
@@ -311,7 +339,7 @@ class Link:
         except ObjectStorageException as error:
             self._lost(str(error), error, "object storage of the ")
         except YMQException as error:
-            self._lost(error.message, error)
+            self._lost(_TIME.sub("", error.message), error)
 
     def _lost(self, why: str, cause: Exception | None = None, what: str = "") -> NoReturn:
         raise SchedulerLostError(
