@@ -16,6 +16,7 @@ nox.needs_version = ">=2025.5"
 nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "tests", "regen", "docs"]
 
+OLDEST_SCALER = "2.8.0"
 PINS = Path("constraints.txt")
 PROJECT = Path("pyproject.toml")
 PINNED = re.compile(r"^constraint-dependencies = \[\n.*?^\]\n", re.MULTILINE | re.DOTALL)
@@ -26,6 +27,22 @@ def tests(session: nox.Session) -> None:
     """Run the tests; what follows -- goes to pytest too."""
     # Many tests mostly wait for processes, so two at a time pay off on two cores; more upset each other.
     session.run("pytest", "-n", "2", "--dist", "worksteal", *session.posargs)
+
+
+@nox.session
+def older_scaler(session: nox.Session) -> None:
+    """Run the Scaler host's tests on the oldest opengris-scaler that it works with; the others have the newest."""
+    folder = Path(session.create_tmp(), f"opengris-scaler-{OLDEST_SCALER}").resolve()
+    # It needs what the newest needs, so the environment has all but itself. --no-config, or the pin would forbid it.
+    install = ("uv", "pip", "install", "--quiet", "--no-config", "--no-deps", "--target", str(folder))
+    session.run(*install, f"opengris-scaler=={OLDEST_SCALER}")
+    first = {"PYTHONPATH": str(folder)}
+    found = session.run("python", "-c", "import scaler; print(scaler.__version__)", env=first, silent=True)
+    if str(found).strip() != OLDEST_SCALER:
+        session.error(f"opengris-scaler {OLDEST_SCALER} was to be tested, and {found} would be")
+    session.run(
+        "pytest", "-n", "2", "--dist", "worksteal", *map(str, Path("tests/hosts").glob("test_scaler*.py")), env=first
+    )
 
 
 @nox.session
