@@ -249,7 +249,8 @@ def test_an_import_that_a_contract_forbids_is_seen(contract: dict[str, Any], tmp
 
 
 def _ini(contract: dict[str, Any]) -> str:
-    lines = ["[importlinter]", "root_package = batchport", "", "[importlinter:contract:planted]"]
+    lines = ["[importlinter]", "root_package = batchport", "include_external_packages = True", ""]
+    lines.append("[importlinter:contract:planted]")
     for key, value in contract.items():
         lines.append(
             f"{key} =" + ("".join(f"\n    {each}" for each in value) if isinstance(value, list) else f" {value}")
