@@ -216,6 +216,7 @@ def test_the_core_needs_cloudpickle_and_obstore_only() -> None:
         "import importlib, pkgutil, sys, batchport\n"
         "skip = ('batchport.cli', 'batchport.demo', 'batchport.testing', 'batchport.runner.__main__')\n"
         "skip += ('batchport.hosts.scaler', 'batchport.hosts._scaler_link')\n"
+        "skip += ('batchport.worker_command', 'batchport.serving')\n"
         "for module in pkgutil.walk_packages(batchport.__path__, 'batchport.'):\n"
         "    if not module.name.startswith(skip): importlib.import_module(module.name)\n"
         "import obstore\n"

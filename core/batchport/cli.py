@@ -1,11 +1,10 @@
-"""The command line: `batchport demo` and `batchport doctor`.
+"""The command line: `batchport demo`, `batchport doctor` and `batchport worker`.
 
 Called by the `batchport` script. Needs the `cli` extra, and says so without it.
 """
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import inspect
 import signal
@@ -17,11 +16,14 @@ from batchport.adapter import BatchWorkerAdapterBase
 from batchport.backends import make_adapter
 from batchport.errors import BatchportError, UsageError
 from batchport.jobs import Check
+from batchport.settings import read_options
 
 try:
     import typer
 except ImportError:
     sys.exit("batchport: the command line needs typer and rich; install them with: pip install 'batchport[cli]'")
+
+from batchport.worker_command import worker
 
 __all__ = ["main"]
 
@@ -75,7 +77,7 @@ def doctor(
     option: Annotated[list[str] | None, typer.Option(help="One of its options, as NAME=VALUE.")] = None,
 ) -> None:
     """Look at all that must be in place for jobs to run on a backend; exit with 1 if something is not."""
-    checks = asyncio.run(_checks(make_adapter(backend, _options(option or []))))
+    checks = asyncio.run(_checks(make_adapter(backend, read_options(option or []))))
     for check in checks:
         advice = f": {check.advice}" if check.advice else ""
         typer.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.what}{advice}")
@@ -84,18 +86,7 @@ def doctor(
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
 
 
-def _options(given: list[str]) -> dict[str, object]:
-    """Read NAME=VALUE pairs; a value that reads as a Python literal is taken as one."""
-    options: dict[str, object] = {}
-    for each in given:
-        name, equals, value = each.partition("=")
-        if not equals:
-            raise UsageError(f"--option {each!r}: write it as NAME=VALUE")
-        try:
-            options[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[name] = value
-    return options
+_app.command()(worker)
 
 
 async def _checks(adapter: BatchWorkerAdapterBase) -> list[Check]:

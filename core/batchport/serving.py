@@ -1,0 +1,145 @@
+"""A ScalerWorker in the foreground: what signals do to it, what is shown of it, and the exit code.
+
+Called by `worker_command.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from batchport.hosts.scaler import ScalerWorker
+
+__all__ = ["begin_log", "serve"]
+
+_log = logging.getLogger("batchport.serving")
+
+_REFRESH_S = 1.0
+_TOLD_S = 30.0
+"""Seconds between two lines on how things are, where there is no terminal."""
+
+
+def begin_log(level: str) -> Console:
+    """Have the project's loggers write to standard error, and return the console by which they do."""
+    console = Console(stderr=True)
+    logger = logging.getLogger("batchport")
+    logger.addHandler(_Lines(console))
+    logger.setLevel(level.upper())
+    logger.propagate = False
+    return console
+
+
+async def serve(worker: ScalerWorker, name: str, console: Console) -> int:
+    """Run a worker until it ends or is told to, and return the exit code. Raises what `ScalerWorker.run` raises.
+
+    The first SIGTERM or SIGINT drains it. The second one leaves its jobs alone and ends with 128 plus its number;
+    so does the first, if there are jobs of an earlier start and no scheduler that wants their results. A third one
+    ends the process as it is.
+    """
+    with _Foreground(worker, name, console) as foreground:
+        return await foreground.run()
+
+
+class _Foreground:
+    """One run of one worker."""
+
+    def __init__(self, worker: ScalerWorker, name: str, console: Console) -> None:
+        self._worker, self._name = worker, name
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._is_draining = False
+        self._left_by: signal.Signals | None = None
+        self._told, self._told_at = self._status(), time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        self._run = asyncio.create_task(self._worker.run())
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(each, self._on_signal, each)
+        while not self._run.done():
+            self._show()
+            await asyncio.wait((self._run,), timeout=_REFRESH_S)
+        if self._run.cancelled() and self._left_by is not None:
+            return 128 + self._left_by
+        self._run.result()
+        how = "drained" if self._is_draining else "a client has shut down the cluster"
+        _log.info("%s; the worker %s has ended: %s", how, self._name, self._amounts())
+        return 0
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        in_jobs = self._worker.counts.sent
+        if self._left_by is not None:  # leaving has got stuck
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        elif self._is_draining or (in_jobs and not self._is_connected):
+            self._left_by = number
+            _log.info(
+                "%s: leaving; the jobs of %d tasks live on, and the next start under the name %s has them again",
+                number.name,
+                in_jobs,
+                self._name,
+            )
+            self._run.cancel()
+        else:
+            self._is_draining = True
+            _log.info(
+                "%s: draining; nothing more is started, and %d tasks in jobs are waited for. A second signal leaves "
+                "at once, and their jobs live on",
+                number.name,
+                in_jobs,
+            )
+            self._worker.drain()
+            self._show()
+
+    def _show(self) -> None:
+        status, now = self._status(), time.monotonic()
+        if self._live is not None:
+            self._live.update(Text(status, style="bold", no_wrap=True, overflow="ellipsis"), refresh=True)
+        elif status != self._told and now - self._told_at >= _TOLD_S:
+            self._told, self._told_at = status, now
+            _log.info("%s", status)
+
+    def _status(self) -> str:
+        state = "draining" if self._is_draining else "serving" if self._is_connected else "connecting"
+        return f"{self._name} {state}: {self._amounts()}"
+
+    def _amounts(self) -> str:
+        counts = self._worker.counts
+        return (
+            f"{counts.waiting:,} waiting, {counts.sent:,} in jobs, {counts.done:,} done, {counts.failed:,} failed; "
+            f"{counts.jobs:,} jobs"
+        )
+
+    @property
+    def _is_connected(self) -> bool:
+        return self._worker._link._heard_at is not None  # noqa: SLF001 - until ScalerWorker says so itself
+
+
+class _Lines(logging.Handler):
+    """Writes one line a record, above the status line where there is one."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(self.format(record), markup=False, highlight=False, emoji=False, soft_wrap=True)
