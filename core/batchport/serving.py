@@ -9,8 +9,7 @@ import asyncio
 import logging
 import signal
 import time
-from types import TracebackType
-from typing import Self
+from contextlib import nullcontext
 
 from rich.console import Console
 from rich.live import Live
@@ -44,8 +43,7 @@ async def serve(worker: ScalerWorker, name: str, console: Console) -> int:
     so does the first, if there are jobs of an earlier start and no scheduler that wants their results. A third one
     ends the process as it is.
     """
-    with _Foreground(worker, name, console) as foreground:
-        return await foreground.run()
+    return await _Foreground(worker, name, console).run()
 
 
 class _Foreground:
@@ -58,25 +56,15 @@ class _Foreground:
         self._left_by: signal.Signals | None = None
         self._told, self._told_at = self._status(), time.monotonic()
 
-    def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
         self._run = asyncio.create_task(self._worker.run())
         for each in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(each, self._on_signal, each)
-        while not self._run.done():
-            self._show()
-            await asyncio.wait((self._run,), timeout=_REFRESH_S)
+        with self._live or nullcontext():
+            while not self._run.done():
+                self._show()
+                await asyncio.wait((self._run,), timeout=_REFRESH_S)
         if self._run.cancelled() and self._left_by is not None:
             return 128 + self._left_by
         self._run.result()
@@ -92,7 +80,7 @@ class _Foreground:
         elif self._is_draining or (in_jobs and not self._is_connected):
             self._left_by = number
             _log.info(
-                "%s: leaving; the jobs of %d tasks live on, and the next start under the name %s has them again",
+                "%s: leaving; tasks whose jobs live on: %d. The next start under the name %s has them again",
                 number.name,
                 in_jobs,
                 self._name,
@@ -101,8 +89,8 @@ class _Foreground:
         else:
             self._is_draining = True
             _log.info(
-                "%s: draining; nothing more is started, and %d tasks in jobs are waited for. A second signal leaves "
-                "at once, and their jobs live on",
+                "%s: draining; nothing more is started. Tasks in jobs, which are waited for: %d. A second signal "
+                "leaves at once, and the jobs live on",
                 number.name,
                 in_jobs,
             )
@@ -124,8 +112,8 @@ class _Foreground:
     def _amounts(self) -> str:
         counts = self._worker.counts
         return (
-            f"{counts.waiting:,} waiting, {counts.sent:,} in jobs, {counts.done:,} done, {counts.failed:,} failed; "
-            f"{counts.jobs:,} jobs"
+            f"{counts.waiting:,} waiting, {counts.sent:,} in jobs, {counts.done:,} done, {counts.failed:,} failed "
+            f"(jobs: {counts.jobs:,})"
         )
 
     @property
