@@ -39,9 +39,8 @@ def begin_log(level: str) -> Console:
 async def serve(worker: ScalerWorker, name: str, console: Console) -> int:
     """Run a worker until it ends or is told to, and return the exit code. Raises what `ScalerWorker.run` raises.
 
-    The first SIGTERM or SIGINT drains it. The second one leaves its jobs alone and ends with 128 plus its number;
-    so does the first, if there are jobs of an earlier start and no scheduler that wants their results. A third one
-    ends the process as it is.
+    The first SIGTERM or SIGINT drains it. The second one leaves its jobs alone and ends with 128 plus its number. A
+    third one ends the process as it is.
     """
     return await _Foreground(worker, name, console).run()
 
@@ -73,11 +72,12 @@ class _Foreground:
         return 0
 
     def _on_signal(self, number: signal.Signals) -> None:
-        in_jobs = self._worker.counts.sent
+        # What an earlier start has left is not waited for before the scheduler wants it.
+        in_jobs = self._worker.counts.sent if self._worker.is_connected else 0
         if self._left_by is not None:  # leaving has got stuck
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        elif self._is_draining or (in_jobs and not self._is_connected):
+        elif self._is_draining:
             self._left_by = number
             _log.info(
                 "%s: leaving; tasks whose jobs live on: %d. The next start under the name %s has them again",
@@ -106,7 +106,7 @@ class _Foreground:
             _log.info("%s", status)
 
     def _status(self) -> str:
-        state = "draining" if self._is_draining else "serving" if self._is_connected else "connecting"
+        state = "draining" if self._is_draining else "serving" if self._worker.is_connected else "connecting"
         return f"{self._name} {state}: {self._amounts()}"
 
     def _amounts(self) -> str:
@@ -115,10 +115,6 @@ class _Foreground:
             f"{counts.waiting:,} waiting, {counts.sent:,} in jobs, {counts.done:,} done, {counts.failed:,} failed "
             f"(jobs: {counts.jobs:,})"
         )
-
-    @property
-    def _is_connected(self) -> bool:
-        return self._worker._link._heard_at is not None  # noqa: SLF001 - until ScalerWorker says so itself
 
 
 class _Lines(logging.Handler):

@@ -73,6 +73,7 @@ _UNREACHED_S = 20.0
 """Seconds without any answer after which there is no scheduler at the address."""
 _HURRY_S = 3.0
 """Seconds without any answer after which the user is told."""
+_NOT_YET = "the Scaler scheduler at %s has not answered yet (%s); it is waited for"
 _SILENCE_S = 60.0
 """Seconds without an answer after which the scheduler is lost; it gives up workers after as many
 (DEFAULT_WORKER_TIMEOUT_SECONDS in config/defaults.py)."""
@@ -196,7 +197,7 @@ class Link:
                 self._lost(f"{why}, for {waited:.0f} s")
             if not told and waited > _HURRY_S:
                 told = True
-                _log.warning("%s at %s; the Scaler scheduler is waited for", why, address)
+                _log.warning(_NOT_YET, address, why)
             await asyncio.sleep(_BEAT_S / 2)
 
     async def beat(self, queued: Callable[[], int]) -> NoReturn:
@@ -204,10 +205,13 @@ class Link:
 
         `queued` says how many of the tasks that are here are in no job yet.
         """
-        began = time.monotonic()
+        began, told = time.monotonic(), False
         while True:
             now = time.monotonic()
             if self._heard_at is None:
+                if not told and now - began > _HURRY_S:
+                    told = True
+                    _log.warning(_NOT_YET, self._address, "though something listens there")
                 if now - began > _UNREACHED_S:
                     self._lost(
                         f"what listens there has not answered for {now - began:.0f} s, so it may be something else"
@@ -235,6 +239,11 @@ class Link:
             latencyUS=latency,
             hostname=socket.gethostname(),
         )
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether the scheduler has answered yet."""
+        return self._heard_at is not None
 
     async def pump(self) -> NoReturn:
         """Bring answers of the object storage to whoever waits for them."""

@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+import time
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 from weakref import WeakValueDictionary
 
 from batchport.adapter import BatchWorkerAdapterBase
+from batchport.errors import Reason
 from batchport.hosts._waiting import Kept, WaitingBytes
 from batchport.jobs import Resources
 from batchport.store import Store, open_store
@@ -49,6 +51,7 @@ _log = logging.getLogger("batchport.scaler")
 
 _UNCLAIMED_S = 24 * 3600
 """Seconds after which a scheduler that has not offered a task again does not know it: it may have been restarted."""
+_TOLD_S = 60.0
 _AT_ONCE = 8
 """Tasks whose objects are fetched at the same time, so that not all of a burst is in memory."""
 
@@ -111,6 +114,8 @@ class ScalerWorker:
         self._plain: dict[bytes, bool] = {}
         """Whether the serializer with this id is Scaler's own."""
         self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._told: dict[Reason, float] = {}
+        """When the operator was told of a failure, by reason."""
 
     async def run(self) -> None:
         """Run what the scheduler gives to this worker, until a client shuts down the cluster or `drain` is called.
@@ -135,6 +140,11 @@ class ScalerWorker:
         self._draining.set()
 
     @property
+    def is_connected(self) -> bool:
+        """Whether the scheduler has answered yet."""
+        return self._link.is_heard
+
+    @property
     def counts(self) -> Counts:
         """What this worker has done so far."""
         return self._worker.counts
@@ -144,10 +154,11 @@ class ScalerWorker:
         is_shut_down = False
         try:
             await asyncio.to_thread(self._waiting.remove_strays)
-            await self._link.open()
             async with asyncio.TaskGroup() as self._group:
+                self._group.create_task(self._drain())
                 link = self._link
-                for loop in (link.beat(self._queued), link.pump(), self._listen(), self._drain(), self._clear_up()):
+                await link.open()
+                for loop in (link.beat(self._queued), link.pump(), self._listen(), self._clear_up()):
                     self._group.create_task(loop)
         except* _DrainedError:
             pass
@@ -187,7 +198,8 @@ class ScalerWorker:
         """Bring an outcome to the client."""
         if (offer := self._offers.get(outcome.task_id)) is None:  # nobody wants it any more
             return
-        failure = outcome.failure
+        if (failure := outcome.failure) is not None:
+            self._tell(failure)
         data = _pickled(failure) if failure is not None else outcome.result or b""
         try:
             await self._link.answer(offer, data, ok=failure is None)
@@ -195,6 +207,14 @@ class ScalerWorker:
             self._group.create_task(_raise(error))
             await asyncio.Event().wait()
         self._offers.pop(outcome.task_id, None)
+
+    def _tell(self, failure: Failure) -> None:
+        """Tell the operator of what is hardly the user's fault, now and then where there is much of it."""
+        now = time.monotonic()
+        if failure.reason in {Reason.USER_ERROR, Reason.CANCELLED} or now < self._told.get(failure.reason, 0) + _TOLD_S:
+            return
+        self._told[failure.reason] = now
+        _log.warning("a task failed; others that fail so are told of in %.0f s at the earliest: %s", _TOLD_S, failure)
 
     async def _listen(self) -> None:
         while True:
