@@ -43,7 +43,10 @@ class Config:
 
 
 def read_options(given: Iterable[str]) -> dict[str, Any]:
-    """Read NAME=VALUE pairs; a value that reads as a Python literal is taken as one. Raises UsageError."""
+    """Read NAME=VALUE pairs; a value that reads as a Python literal is taken as one. Raises UsageError.
+
+    A text that reads as a number is quoted twice, once for the shell: --option "account='007'".
+    """
     options: dict[str, Any] = {}
     for each in given:
         name, equals, value = each.partition("=")

@@ -36,6 +36,15 @@ def test_options_of_another_type_are_refused() -> None:
         make_adapter("local", 3)
 
 
+@pytest.mark.parametrize(
+    ("value", "kind"), [("3", "str"), (True, "bool"), (2.5, "float")], ids=["text", "yes or no", "a fraction"]
+)
+def test_an_option_of_another_type_is_refused_by_name(value: object, kind: str) -> None:
+    expected = f"the backend 'local' takes slots as int | None, and {value!r} is of type {kind}"
+    with pytest.raises(UsageError, match=f"^{re.escape(expected)}$"):
+        make_adapter("local", {"slots": value})
+
+
 def test_slots_that_make_no_sense_are_refused() -> None:
     with pytest.raises(UsageError, match=r"^Options\(slots=0\): must be at least 1, or None for all CPUs$"):
         make_adapter("local", {"slots": 0})

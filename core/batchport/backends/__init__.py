@@ -7,10 +7,12 @@ point group `batchport.backends`.
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from importlib.metadata import entry_points
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from batchport.adapter import BatchWorkerAdapterBase
 from batchport.errors import UsageError
@@ -30,7 +32,8 @@ def make_adapter(name: str, options: object = None) -> BatchWorkerAdapterBase:
     """Return the adapter of the backend `name`, made with `options`.
 
     `options` is the backend's own Options, or a mapping of its fields, or None for all defaults. Raises
-    UsageError if there is no such backend, if its class is no adapter, or if an option does not exist.
+    UsageError if there is no such backend, if its class is no adapter, if an option does not exist, or if it is of
+    another type than the Options say.
     """
     points = [point for point in entry_points(group="batchport.backends") if point.name == name]
     if not points:
@@ -63,8 +66,25 @@ def _options(name: str, kind: type[BatchWorkerAdapterBase], options: object) -> 
     if unknown := [each for each in given if each not in known]:
         message = f"the backend {name!r} has no option {unknown[0]!r}; it has: {', '.join(known) or 'none'}"
         raise UsageError(message)
+    hints = get_type_hints(wanted)
+    for option, value in given.items():
+        if not _fits(value, hints[option]):
+            message = (
+                f"the backend {name!r} takes {option} as {inspect.formatannotation(hints[option])}, and {value!r} is "
+                f"of type {type(value).__name__}"
+            )
+            raise UsageError(message)
     try:
         return wanted(**given)
     except TypeError as error:
         message = f"the options of {name!r} are not complete: {error}"
         raise UsageError(message) from error
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Return whether a value is of a type, if that is one that a command line or a file can tell, or a union of such."""
+    if get_origin(hint) is UnionType:
+        return any(_fits(value, each) for each in get_args(hint))
+    if hint not in (str, int, float, bool, NoneType):
+        return True
+    return type(value) is hint or (hint is float and type(value) is int)

@@ -316,6 +316,7 @@ def _flat(chunks: Iterator[list[T]]) -> Iterator[T]:
 
 def _check_worker_options(given: Mapping[str, object]) -> None:
     known = [each.name for each in inspect.signature(BatchWorker).parameters.values() if each.kind is each.KEYWORD_ONLY]
+    known.remove("hold_adopted")  # this host takes outcomes at any time
     if unknown := [name for name in given if name not in known]:
         raise UsageError(f"BatchExecutor has no option {unknown[0]!r}; the worker's are: {', '.join(known)}")
 
