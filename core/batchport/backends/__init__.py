@@ -82,7 +82,7 @@ def _options(name: str, kind: type[BatchWorkerAdapterBase], options: object) -> 
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Return whether a value is of a type, if that is one that a command line or a file can tell, or a union of such."""
+    """Return whether a value is of a type, if that is one that a command line can tell, or a union of such."""
     if get_origin(hint) is UnionType:
         return any(_fits(value, each) for each in get_args(hint))
     if hint not in (str, int, float, bool, NoneType):
