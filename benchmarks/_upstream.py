@@ -20,9 +20,13 @@ from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
+# Beside this file is one that is called as upstream's package.
+if __name__ == "__main__":
+    sys.path.append(sys.path.pop(0))
+
 from _environments import python_with
 
-__all__ = ["VERSION", "python_of_upstream"]
+__all__ = ["VERSION", "InstantAws", "python_of_upstream"]
 
 VERSION = "2.9.0"
 
@@ -32,7 +36,7 @@ def python_of_upstream() -> str:
     return python_with(f"opengris-scaler-{VERSION}", f"opengris-scaler=={VERSION}", "boto3", "moto[server]")
 
 
-class _Aws:
+class InstantAws:
     """S3 and Batch as upstream calls them."""
 
     exceptions = SimpleNamespace(NoSuchKey=KeyError)
@@ -93,7 +97,7 @@ async def _drive(count: int, concurrency: int, cap_s: float) -> dict[str, Any]:
     from scaler.worker_manager.proxy.aws_batch.execution_backend import AWSBatchExecutionBackend
     from scaler.worker_manager.proxy.task_manager import TaskManager
 
-    aws = _Aws(cloudpickle.dumps(None))
+    aws = InstantAws(cloudpickle.dumps(None))
     boto3.Session = lambda **_options: SimpleNamespace(client=lambda _name: aws)
     storage, scheduler = _Storage(), _Scheduler(count)
     client = ClientID.generate_client_id()
