@@ -42,7 +42,7 @@ JOBS = 100
 PACK = 50
 CHEAP_S = 5.0
 """What took less is done three times, and the middle one counts."""
-START_S = 30.0
+START_S = 60.0
 PATIENCE_S = 300.0
 LOGGED = ("--logging-paths", "/dev/stdout")
 
@@ -263,8 +263,11 @@ def stored(contender: Contender, tasks: int, size: int) -> dict[str, Any]:
             data = os.urandom(size)
             futures = [client.submit(size_of, data) for _ in range(tasks)]
             errors = [error for each in futures if (error := each.exception(PATIENCE_S)) is not None]
-        put = int(Path(name, "put").read_text("utf-8"))
-    return {"tasks": tasks, "bytes": put, "failed": len(errors), "words": str(errors[0]) if errors else ""}
+        put, log = int(Path(name, "put").read_text("utf-8")), Path(name, "failed")
+        said = log.read_text("utf-8", "replace").splitlines() if log.exists() else []
+    in_the_job = [line.partition(" failed: ")[2] for line in said if " failed: " in line][:1]
+    words = [str(error) for error in errors[:1]] + in_the_job
+    return {"tasks": tasks, "bytes": put, "failed": len(errors), "words": "; in the job: ".join(words)}
 
 
 def why_not(contender: Contender) -> str:

@@ -3,8 +3,8 @@
 `_upstream_aws.py SCHEDULER FOLDER BACKEND SLOTS JOBS_AT_ONCE`. Nothing of upstream is changed: what it makes in
 `_start_unit` (worker_manager/proxy/aws_batch/worker_manager.py) runs in this process. `boto3` is what stands below.
 BACKEND "nothing": Batch has done a job as soon as it is submitted, and its result is None. BACKEND "processes": S3 is
-a folder, and Batch runs SLOTS jobs at once, each a process of upstream's own job_runner.py. Told to end, it leaves in
-FOLDER/put how many bytes it has put into S3.
+a folder, and Batch runs SLOTS jobs at once, each a process of upstream's own job_runner.py; what a job said that
+failed is in FOLDER/failed. Told to end, it leaves in FOLDER/put how many bytes it has put into S3.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class FolderS3:
 class ProcessBatch:
     """Batch as upstream calls it: so many jobs at once, each a process of upstream's job_runner.py."""
 
-    def __init__(self, folder: Path, slots: int) -> None:
-        self._env = {**os.environ, FOLDER: str(folder)}
+    def __init__(self, folder: Path, failed: Path, slots: int) -> None:
+        self._env, self._failed = {**os.environ, FOLDER: str(folder)}, failed
         self._pool = ThreadPoolExecutor(slots)
         self._states: dict[str, str] = {}
 
@@ -86,9 +86,10 @@ class ProcessBatch:
 
     def _run(self, job: str, words: list[str], env: Mapping[str, str]) -> None:
         command = [sys.executable, __file__, "--job", *words]
-        quiet = subprocess.DEVNULL
-        done = subprocess.run(command, env={**self._env, **env}, stdout=quiet, stderr=quiet, check=False)
-        self._states[job] = "SUCCEEDED" if done.returncode == 0 else "FAILED"
+        done = subprocess.run(command, env={**self._env, **env}, stdout=subprocess.PIPE, check=False)
+        if done.returncode:
+            self._failed.write_bytes(done.stdout)
+        self._states[job] = "FAILED" if done.returncode else "SUCCEEDED"
 
     def describe_jobs(self, *, jobs: list[str]) -> dict[str, Any]:
         reason = "Essential container in task exited"  # what AWS says of a job that exited with 1
@@ -131,7 +132,7 @@ def main() -> None:
 
     scheduler, name, kind, *numbers = sys.argv[1:]
     folder, (slots, jobs) = Path(name), map(int, numbers)
-    s3, batch = FolderS3(folder / "s3"), ProcessBatch(folder / "s3", slots)
+    s3, batch = FolderS3(folder / "s3"), ProcessBatch(folder / "s3", folder / "failed", slots)
     instant = InstantAws(cloudpickle.dumps(None))
     stand_in_for_boto3({"s3": instant, "batch": instant} if kind == "nothing" else {"s3": s3, "batch": batch})
     worker = create_aws_batch_worker(

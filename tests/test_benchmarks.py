@@ -14,6 +14,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 SMALL = {
     "engine": ("--sizes", "50", "200", "--idle", "0.5", "--peer", "0"),
     "runner_start": ("--repeats", "2", "--no-peer"),
+    "scaler": ("--tasks", "20", "--sharing", "4", "--bytes", "100000", "--no-peer"),
     "shared_argument": ("--tasks", "4", "--bytes", "100000"),
     "waiting_memory": ("--calls", "100", "2000"),
 }
