@@ -24,6 +24,7 @@ from typing import Any
 
 import cloudpickle
 from _report import Budget, at_most, finish, start, table
+from _upstream import VERSION
 from scaler import Client
 
 __all__ = ["main"]
@@ -337,10 +338,11 @@ def main() -> int:
     options.add_argument("--bytes", type=int, default=SHARED)
     options.add_argument("--no-peer", action="store_true", help="leave upstream's workers out")
     chosen = options.parse_args()
+    found = version("opengris-scaler")
+    if not chosen.no_peer and found != VERSION:
+        options.error(f"upstream's workers are started as {VERSION} has them, and {found} is here; say --no-peer")
     start("scaler: a Scaler cluster's tasks")
-    print(
-        f"opengris-scaler {version('opengris-scaler')} everywhere; for each row a scheduler, an object storage server"
-    )
+    print(f"opengris-scaler {found} everywhere; for each row a scheduler, an object storage server")
     print("and a worker of its own\n")
     peers = not chosen.no_peer
     rates = show_rates(
