@@ -43,7 +43,7 @@ class Block:
     @property
     def commands(self) -> list[tuple[str, str]]:
         """The commands of a console block, each with what the page shows of its output."""
-        each = self.text.removeprefix("$ ").split("\n$ ")
+        each = self.text.replace("\\\n", "").removeprefix("$ ").split("\n$ ")
         return [(command, shown) for command, _, shown in (text.partition("\n") for text in each)]
 
 
