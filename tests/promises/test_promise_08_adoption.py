@@ -238,6 +238,41 @@ async def test_of_a_dead_pack_only_those_tasks_have_outcomes_that_were_offered_a
         assert (await world.outcome("held")).failure.reason is Reason.OUT_OF_MEMORY
 
 
+async def test_of_a_dead_pack_the_task_that_ran_is_blamed_though_a_result_before_it_is_held(
+    world: Any, make_task: Callable[..., Task]
+) -> None:
+    first = await begin(world, tasks_per_job=2)
+    for task_id in ("good", "ran"):
+        await first.submit(make_task(task_id))
+    job = await world.job()
+    await die(first)
+    world.leave_result(job, 0)
+    job.end(JobState.FAILED, Reason.OUT_OF_MEMORY)
+    async with world.worker(tasks_per_job=2, hold_adopted=True) as worker:
+        await worker.submit(make_task("ran"))
+        assert (await world.outcome("ran")).failure.reason is Reason.OUT_OF_MEMORY
+        await worker.submit(make_task("good"))
+        assert (await world.outcome("good")).failure is None
+    assert list(world.backend.jobs) == ["1"]
+
+
+async def test_of_a_dead_pack_a_task_that_never_started_is_run_though_it_is_offered_after_the_one_that_ran(
+    world: Any, make_task: Callable[..., Task]
+) -> None:
+    first = await begin(world, tasks_per_job=2)
+    for task_id in ("ran", "never started"):
+        await first.submit(make_task(task_id))
+    job = await world.job()
+    await die(first)
+    job.end(JobState.FAILED, Reason.OUT_OF_MEMORY)
+    async with world.worker(tasks_per_job=2, hold_adopted=True) as worker:
+        await worker.submit(make_task("ran"))
+        assert (await world.outcome("ran")).failure.reason is Reason.OUT_OF_MEMORY
+        await worker.submit(make_task("never started"))
+        world.leave_result(await world.job(2))
+        assert (await world.outcome("never started")).failure is None
+
+
 async def test_a_held_task_that_nobody_wants_is_cancelled(world: Any, make_task: Callable[..., Task]) -> None:
     first = await begin(world)
     await first.submit(make_task("t"))

@@ -127,7 +127,7 @@ class Ledger:
     def release(self, entry: Entry) -> None:
         """Have a task that was held get its outcome, now that the host has offered or cancelled it."""
         if entry.held:
-            entry.held = False
+            entry.held = entry.answered = False
             self.counts["taken"] += 1
             self.poll_wanted.set()  # its job may be over
             self.notify()

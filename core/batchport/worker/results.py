@@ -86,7 +86,9 @@ class Results:
         element = job.element_of(out.place)
         if element is None or (entry := element.entries.get(out.place)) is None:
             return
-        if out.kind == "result" and not entry.held:
+        if out.kind == "result" and entry.held:
+            entry.answered = True
+        elif out.kind == "result":
             answers.append((element, out))
         elif out.kind == "stopped" and entry.cancelled:
             stopped.append((element, out))

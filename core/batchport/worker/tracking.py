@@ -33,7 +33,8 @@ class Entry:
 
     `attempts` counts jobs that started it, `unstarted` those that died before they did. `shared` are the
     keys of the blobs that it keeps in the store. `offered` is whether the host has given the task itself,
-    and not only an earlier start of the worker its id. `held` is whether its outcome waits for that.
+    and not only an earlier start of the worker its id. `held` is whether its outcome waits for that, and
+    `answered` whether its result was seen meanwhile.
     """
 
     task: Task
@@ -43,6 +44,7 @@ class Entry:
     shared: tuple[str, ...] = ()
     offered: bool = True
     held: bool = False
+    answered: bool = False
 
 
 class Verdict(Enum):
@@ -138,6 +140,8 @@ class Element:
     cancel_wanted: bool = False
     evidence: dict[int, list[str]] = field(default_factory=dict)
     """How tasks died, by place: keys of what the runner left about it."""
+    blame: tuple[Verdict, set[int]] | None = None
+    """Whom the last verdict was about: it is given once, and tasks that are held then may learn of it much later."""
 
     @property
     def name(self) -> str:
@@ -162,9 +166,15 @@ class Element:
     def blamed(self, verdict: Verdict, width: int) -> set[int]:
         """Return the places of the tasks that a bad ending is about; the others never started.
 
-        A runner takes its tasks in order, so without evidence the first `width` that are left have run.
+        A runner takes its tasks in order, so without evidence the first `width` that are left have run. Asked again
+        about the same ending, it gives the same answer, for then the first ones that are left are others.
         """
-        places = set(self.entries)
+        if self.blame is None or self.blame[0] is not verdict:
+            self.blame = verdict, self._blamed(verdict, width)
+        return self.blame[1] & self.entries.keys()
+
+    def _blamed(self, verdict: Verdict, width: int) -> set[int]:
+        places = {place for place, entry in self.entries.items() if not entry.answered}
         status = self.status
         everyone = verdict in {Verdict.NO_RESULT, Verdict.BLOCKED} or (
             status is not None and (status.state is JobState.CANCELLED or status.exit_code in _NEVER_STARTED)
