@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +18,7 @@ import pytest
 from tests.hosts.scaler_cluster import NAME, Client, Worker, free_address, new_scheduler, running
 
 from batchport.backends.local import LocalAdapter, Options
+from batchport.hosts._scaler_link import Link
 from batchport.hosts.scaler import SchedulerLostError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -47,6 +50,7 @@ def runs(folder: Path) -> dict[str, int]:
 SERVE = """
 import asyncio, sys
 from batchport.backends.local import LocalAdapter, Options
+from batchport.hosts._scaler_link import Link
 from batchport.hosts.scaler import ScalerWorker
 scheduler, folder, name = sys.argv[1:]
 adapter = LocalAdapter(Options(folder=folder + "/jobs", slots=4))
@@ -111,6 +115,37 @@ def test_a_worker_that_drains_ends_what_runs_and_gives_back_what_waits(tmp_path:
         leaving.stop()
         staying.stop()
     assert list(runs(tmp_path).values()) == [1] * 6
+
+
+def test_a_worker_that_drains_brings_the_result_of_an_adopted_job_whose_task_it_is_just_taking(
+    tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with new_scheduler(tmp_path) as scheduler, Client(scheduler) as client:
+        worker = Worker(scheduler, tmp_path)
+        future = client.submit(hold, str(tmp_path), 1)
+        eventually(lambda: runs(tmp_path))
+        worker.stop()
+        asked, may_come, get = threading.Event(), threading.Event(), Link.get
+
+        async def get_late(link: Link, object_id: bytes) -> bytes:
+            asked.set()
+            await asyncio.to_thread(may_come.wait)
+            return await get(link, object_id)
+
+        monkeypatch.setattr(Link, "get", get_late)
+        again = Worker(scheduler, tmp_path)
+        assert asked.wait(20)
+
+        again.drain()
+        with pytest.raises(TimeoutError):
+            again.ended.result(1)
+        may_come.set()
+        (tmp_path / "go").touch()
+
+        assert future.result(30) == 1
+        again.ended.result(30)
+        again.stop()
+    assert runs(tmp_path) == {"ran-1": 1}
 
 
 def test_what_waits_is_given_to_an_idle_worker_and_what_runs_stays(tmp_path: Path, eventually: Eventually) -> None:

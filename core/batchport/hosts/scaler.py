@@ -181,6 +181,9 @@ class ScalerWorker:
         await self._draining.wait()
         self._held.update(filter(self._take_back, list(self._offers)))
         await self._worker.drain()
+        while self._intakes:  # of adopted jobs, which the worker does not wait for before it has their tasks
+            await asyncio.wait(self._intakes.values())
+            await self._worker.drain()
         raise _DrainedError
 
     def _take_back(self, task_id: str) -> bool:
