@@ -48,9 +48,12 @@ async def test_a_job_that_was_submitted_is_adopted_and_not_run_again(
     await world.until(lambda: world.store.exists(world.keys.job_id(job.spec.name)), "the noted id")
     await die(first)
     async with world.worker() as worker:
+        assert worker.has_job("t")
+        assert not worker.has_job("another")
         await worker.submit(make_task("t"))
         world.leave_result(job)
         assert (await world.outcome("t")).failure is None
+        assert not worker.has_job("t")
         await worker.drain()
     assert list(world.backend.jobs) == ["1"]
     assert not world.backend.calls["find_jobs"], "its id was noted, and nobody need be asked"

@@ -188,7 +188,7 @@ class ScalerWorker:
 
     def _take_back(self, task_id: str) -> bool:
         """Have a task not run here if it is in no job yet, and return whether it is so."""
-        if task_id in self._worker.in_jobs:  # maybe of an earlier start, and just about to be taken
+        if self._worker.has_job(task_id):  # maybe of an earlier start, and just about to be taken
             return False
         return self._stop_intake(task_id) or self._worker.withdraw(task_id)
 
@@ -226,7 +226,7 @@ class ScalerWorker:
                     pass  # after a silence the scheduler took this worker for dead, and has given it the task anew
                 case Offer() as offer:
                     self._offers[offer.task_id] = offer
-                    if self._draining.is_set() and offer.task_id not in self._worker.in_jobs:
+                    if self._draining.is_set() and not self._worker.has_job(offer.task_id):
                         self._held.add(offer.task_id)
                     else:
                         self._intakes[offer.task_id] = self._group.create_task(self._take(offer))
@@ -279,9 +279,7 @@ class ScalerWorker:
         """Cancel what an earlier start has left and nobody wants any more, as far as can be told."""
         adopted = self._worker.in_jobs
         await asyncio.sleep(_UNCLAIMED_S)
-        if unclaimed := [
-            task_id for task_id in self._worker.in_jobs if task_id in adopted and task_id not in self._offers
-        ]:
+        if unclaimed := [each for each in adopted if self._worker.has_job(each) and each not in self._offers]:
             _log.warning(
                 "%d tasks of an earlier start were not offered again in %d hours, and their jobs are cancelled",
                 len(unclaimed),

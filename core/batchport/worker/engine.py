@@ -338,6 +338,10 @@ class BatchWorker:
         """The ids of the tasks that are in jobs: right after entering, those that were adopted."""
         return self._ledger.in_jobs
 
+    def has_job(self, task_id: str) -> bool:
+        """Return whether a task is in a job; as quick for many tasks as for few."""
+        return self._ledger.find(task_id) is not None
+
     def running(self, task_id: str) -> bool:
         """Return whether the task's job runs, as far as is known."""
         found = self._ledger.find(task_id)
