@@ -11,13 +11,15 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import pytest
-from tests.hosts.scaler_cluster import Client, free_address
+from tests.hosts.scaler_cluster import Client, Worker, free_address, running
 
 from batchport.hosts import _scaler_link
 from batchport.hosts._scaler_link import Link, SchedulerLostError
@@ -129,13 +131,17 @@ def test_an_upstream_that_lacks_something_is_named_with_what_to_install(
 
 
 async def served(address: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return in what words a link ends that finds no scheduler at an address."""
+    """Return in what words a link ends that finds no scheduler at an address, or no object storage where it says."""
     monkeypatch.setattr(_scaler_link, "_UNREACHED_S", 0.5)
     link = Link(address, "name", "place", 1)
 
     async def serve() -> None:
         await link.open()
-        await link.beat(lambda: 0)
+        beating = asyncio.create_task(link.beat(lambda: 0))
+        receiving = asyncio.create_task(link.receive())
+        done, _ = await asyncio.wait((beating, receiving), return_when=asyncio.FIRST_COMPLETED)
+        receiving.cancel()
+        await done.pop()
 
     with pytest.raises(SchedulerLostError) as lost:
         await serve()
@@ -169,3 +175,35 @@ async def test_a_server_that_is_no_scheduler_is_told_from_one(monkeypatch: pytes
         rf"so it may be something else\. {LIVE_ON}",
         words,
     )
+
+
+@contextmanager
+def scheduler_whose_storage_is_said_to_be_at(told: Callable[[str], str], logs: Path) -> Iterator[tuple[str, str]]:
+    storage, scheduler = free_address(), free_address()
+    options = ("--object-storage-address", storage, "--advertised-object-storage-address", told(storage))
+    with (
+        running("scaler_object_storage_server", storage, log=logs / "storage"),
+        running("scaler_scheduler", scheduler, *options, "--monitor-address", free_address(), log=logs / "scheduler"),
+    ):
+        yield scheduler, storage
+
+
+async def test_an_object_storage_that_cannot_be_reached_from_here_is_named_with_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody = free_address()
+    with scheduler_whose_storage_is_said_to_be_at(lambda _: nobody, tmp_path) as (scheduler, _):
+        words = await served(scheduler, monkeypatch)
+    assert re.fullmatch(
+        rf"the object storage of the Scaler scheduler at {scheduler} cannot be reached: "
+        rf"Connection refused at {nobody}, for \d s\. {LIVE_ON}",
+        words,
+    )
+
+
+def test_an_object_storage_that_is_named_by_its_host_is_reached(tmp_path: Path) -> None:
+    by_name = scheduler_whose_storage_is_said_to_be_at(lambda it: it.replace("127.0.0.1", "localhost"), tmp_path)
+    with by_name as (scheduler, storage), Client(scheduler, object_storage_address=storage) as client:
+        worker = Worker(scheduler, tmp_path)
+        assert client.submit(abs, -1).result(30) == 1
+        worker.stop()

@@ -68,12 +68,14 @@ in scheduler/controllers/policies/simple_policy/allocation/capability_allocate_p
 
 _TIME = re.compile(r"[-0-9]+ [:0-9]+\+0000: ")
 """What begins the words of upstream's connectors."""
+_STORAGE = "object storage of the "
+"""What is lost, ahead of the scheduler's name."""
 _BEAT_S = 1.0
 _UNREACHED_S = 20.0
 """Seconds without any answer after which there is no scheduler at the address."""
 _HURRY_S = 3.0
 """Seconds without any answer after which the user is told."""
-_NOT_YET = "the Scaler scheduler at %s has not answered yet (%s); it is waited for"
+_NOT_YET = "the %sScaler scheduler at %s has not answered yet (%s); it is waited for"
 _SILENCE_S = 60.0
 """Seconds without an answer after which the scheduler is lost; it gives up workers after as many
 (DEFAULT_WORKER_TIMEOUT_SECONDS in config/defaults.py)."""
@@ -167,18 +169,18 @@ class Link:
         self._network = get_network_backend_from_env()
         self._scheduler = self._network.create_async_connector(identity=self._identity, callback=_unused)
         self._storage = self._network.create_async_object_storage_connector(identity=self._identity)
-        address = await self._reach()
+        address = await self._reach(self._address)
         with self._in_words():
             await self._scheduler.connect(address, ConnectorRemoteType.Binder)
         await self._send(WorkerDisconnectNotification(), detached=True)
 
-    async def _reach(self) -> AddressConfig:
-        """Return the address as upstream's connector bears it, once something listens there.
+    async def _reach(self, address: AddressConfig, what: str = "") -> AddressConfig:
+        """Return an address as upstream's connectors bear it, once something listens there.
 
-        The connector takes no names of hosts, and where nothing listens it blocks the event loop for 50 s.
+        They take no names of hosts, and where nothing listens they block the event loop for 50 s. `what` is of the
+        scheduler's, and at an address of its own.
         """
-        address = self._address
-        if address.port is None:  # a socket of this machine's
+        if not address.port:  # a socket of this machine's
             return address
         began, told = time.monotonic(), False
         while True:
@@ -194,10 +196,11 @@ class Link:
                 return AddressConfig(address.type, found, address.port) if address.type is SocketType.tcp else address
             waited = time.monotonic() - began
             if waited > _UNREACHED_S:
-                self._lost(f"{why}, for {waited:.0f} s")
+                where = f" at {address}" if what else ""
+                self._lost(f"{why}{where}, for {waited:.0f} s", what=what)
             if not told and waited > _HURRY_S:
                 told = True
-                _log.warning(_NOT_YET, address, why)
+                _log.warning(_NOT_YET, what, address, why)
             await asyncio.sleep(_BEAT_S / 2)
 
     async def beat(self, queued: Callable[[], int]) -> NoReturn:
@@ -211,7 +214,7 @@ class Link:
             if self._heard_at is None:
                 if not told and now - began > _HURRY_S:
                     told = True
-                    _log.warning(_NOT_YET, self._address, "though something listens there")
+                    _log.warning(_NOT_YET, "", self._address, "though something listens there")
                 if now - began > _UNREACHED_S:
                     self._lost(
                         f"what listens there has not answered for {now - began:.0f} s, so it may be something else"
@@ -331,8 +334,9 @@ class Link:
             self._latency_s, self._beat_at = (now - self._beat_at) / 2, None
         if not self._storage.is_connected():
             told = echo.objectStorageAddress
-            with self._in_words():
-                await self._storage.connect(AddressConfig(SocketType(told.scheme), told.host, told.port))
+            address = await self._reach(AddressConfig(SocketType(told.scheme), told.host, told.port), _STORAGE)
+            with self._in_words(_STORAGE):
+                await self._storage.connect(address)
 
     async def _send(self, message: Any, *, detached: bool = False) -> None:
         # A closed connection takes messages and drops them without a word (`send` in io/ymq_async_connector.py).
@@ -342,13 +346,13 @@ class Link:
             await self._scheduler.send(message, detached=detached)
 
     @contextmanager
-    def _in_words(self) -> Iterator[None]:
+    def _in_words(self, what: str = "") -> Iterator[None]:
         try:
             yield
         except ObjectStorageException as error:
-            self._lost(str(error), error, "object storage of the ")
+            self._lost(str(error), error, _STORAGE)
         except YMQException as error:
-            self._lost(_TIME.sub("", error.message), error)
+            self._lost(_TIME.sub("", error.message), error, what)
 
     def _lost(self, why: str, cause: Exception | None = None, what: str = "") -> NoReturn:
         raise SchedulerLostError(
