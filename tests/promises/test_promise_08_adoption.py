@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from batchport import BatchWorker, JobSpec, JobState, Outcome, Reason, StoreError, SupersededError, Task
+from batchport import BatchWorker, Blob, JobSpec, JobState, Outcome, Reason, StoreError, SupersededError, Task
 from batchport.store import FolderStore, OutKey
 
 
@@ -394,6 +394,27 @@ async def test_of_submits_that_wait_for_their_turn_the_older_worker_makes_one_mo
     assert len(world.backend.jobs) <= 2
     world.end_all()
     await newer.__aexit__(None, None, None)
+
+
+async def test_the_older_of_two_workers_does_not_fail_a_task_whose_bytes_the_newer_one_has_removed(
+    world: Any, make_task: Callable[..., Task]
+) -> None:
+    async def gone() -> bytes:
+        raise StoreError("what waited was removed from the store")
+
+    delivered: list[str] = []
+
+    async def deliver(outcome: Outcome) -> None:
+        delivered.append(outcome.task_id)
+
+    with pytest.raises(SupersededError):  # noqa: PT012 - it is raised where the worker's body waits
+        async with BatchWorker(world.backend, world.store, "w", deliver) as older:
+            newer = await begin(world)
+            await older.submit(Task("t", Blob("function", 8, gone)))
+            await older.drain()
+            pytest.fail("the older worker goes on")
+    assert not delivered
+    await die(newer)
 
 
 async def test_an_idle_worker_that_leaves_removes_nothing_of_the_start_after_it(

@@ -200,6 +200,7 @@ class Sending:
             try:
                 small[job] = await self.blobs.ready(job)
             except Exception as error:  # noqa: BLE001 - whatever a host's read raises
+                await self.fence.check()  # a newer start removes what waited for this one
                 what = f"The function or an argument of job {job.name}"
                 await self.outcomes.give_up(job, verdicts.unreadable(what, error))
                 continue
