@@ -20,6 +20,7 @@ from tests.hosts.scaler_cluster import NAME, Client, Worker, free_address, new_s
 from batchport.backends.local import LocalAdapter, Options
 from batchport.hosts._scaler_link import Link
 from batchport.hosts.scaler import SchedulerLostError
+from batchport.store import Keys, open_store
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -34,7 +35,7 @@ def mark(folder: str, number: int, seconds: float) -> int:
     return number
 
 
-def hold(folder: str, number: int) -> int:
+def hold(folder: str, number: int, _data: bytes = b"") -> int:
     """Leave a line, and wait until there is a file called go."""
     with Path(folder, f"ran-{number}").open("a") as file:
         file.write(f"{os.getpid()}\n")
@@ -181,6 +182,25 @@ def test_a_cancel_is_confirmed_in_every_state_and_costs_no_place(tmp_path: Path,
         eventually(lambda: worker.host.counts.sent == worker.host.counts.waiting == 0)
         worker.stop()
     assert len(runs(tmp_path)) == 9
+
+
+def test_what_waited_in_the_store_is_gone_from_it_when_its_tasks_are_done(
+    tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchport.hosts._waiting._IN_MEMORY", 0)
+    monkeypatch.setattr("batchport.hosts._waiting._SEGMENT", 50_000)
+    monkeypatch.setattr("batchport.hosts.scaler._TIDY_S", 0.1)
+    with new_scheduler(tmp_path) as scheduler, Client(scheduler) as client:
+        worker = Worker(scheduler, tmp_path, one_at_a_time(tmp_path))
+        store, segments = open_store(worker.store), Keys(NAME).segments
+        futures = [client.submit(hold, str(tmp_path), number, os.urandom(60_000)) for number in range(3)]
+        eventually(lambda: runs(tmp_path) and len(store.names(segments)) > 1)
+
+        (tmp_path / "go").touch()
+
+        assert [future.result(30) for future in futures] == [0, 1, 2]
+        eventually(lambda: not store.names(segments))
+        worker.stop()
 
 
 def test_tasks_that_ask_for_a_capability_go_to_the_worker_that_has_it(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """The bytes of calls that wait: in memory up to a limit, beyond it in the store.
 
-Used by `_pickling.py`, which gives bytes in, and by `_loop.py`, which clears up. Bytes beyond the limit are
-gathered into segments of some MiB, one object each. A segment goes when no call refers to it any more; so
-bytes are never copied twice, and a call that waits there costs where they are and no more.
+Used by `_pickling.py`, which gives bytes in, by `_loop.py`, which clears up, and by `scaler.py`, which does both.
+Bytes beyond the limit are gathered into segments of some MiB, one object each. A segment goes when no call refers to
+it any more; so bytes are never copied twice, and a call that waits there costs where they are and no more.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import secrets
 import threading
 from collections import deque
+from contextlib import suppress
 
 from batchport.errors import StoreError
 from batchport.store import Keys, Store
@@ -91,10 +92,10 @@ class WaitingBytes:
     def tidy(self) -> None:
         """Remove the segments that nothing refers to. What can't be removed now is removed later."""
         keys = []
-        while self._unused:
-            key = self._unused.popleft()
-            if key in self._stored:
-                keys.append(key)
+        with suppress(IndexError):  # not asked first: another thread may tidy as well
+            while True:
+                if (key := self._unused.popleft()) in self._stored:
+                    keys.append(key)
         self._delete(keys)
 
     def remove_strays(self) -> None:

@@ -51,6 +51,8 @@ _log = logging.getLogger("batchport.scaler")
 
 _UNCLAIMED_S = 24 * 3600
 """Seconds after which a scheduler that has not offered a task again does not know it: it may have been restarted."""
+_TIDY_S = 10.0
+"""Seconds between two looks for what waited in the store and is not needed any more."""
 _TOLD_S = 60.0
 _AT_ONCE = 8
 """Tasks whose objects are fetched at the same time, so that not all of a burst is in memory."""
@@ -158,7 +160,8 @@ class ScalerWorker:
                 self._group.create_task(self._drain())
                 link = self._link
                 await link.open()
-                for loop in (link.beat(self._queued), link.pump(), self._listen(), self._clear_up()):
+                ours = self._listen(), self._clear_up(), self._tidy()
+                for loop in (link.beat(self._queued), link.pump(), *ours):
                     self._group.create_task(loop)
         except* _DrainedError:
             pass
@@ -286,6 +289,11 @@ class ScalerWorker:
                 _UNCLAIMED_S // 3600,
             )
             await self._end(unclaimed)
+
+    async def _tidy(self) -> NoReturn:
+        while True:
+            await asyncio.sleep(_TIDY_S)
+            await asyncio.to_thread(self._waiting.tidy)
 
     async def _is_plain(self, serializer: bytes) -> bool:
         if serializer not in self._plain:
