@@ -276,6 +276,48 @@ async def test_of_a_dead_pack_a_task_that_never_started_is_run_though_it_is_offe
         assert (await world.outcome("never started")).failure is None
 
 
+async def test_where_nobody_can_be_asked_by_name_a_held_result_is_there_when_its_task_is_offered(
+    nameless_world: Any, make_task: Callable[..., Task]
+) -> None:
+    world = nameless_world
+    job = await dead_without_an_id(world, make_task, "t")
+    world.leave_result(job)
+    async with world.worker(hold_adopted=True) as worker:
+        await asyncio.sleep(0.8)  # twice the grace: it has looked by then
+        await worker.submit(make_task("t"))
+        assert (await world.outcome("t")).failure is None
+        await worker.drain()
+    assert not world.store.names(world.keys.manifests)
+
+
+async def test_where_nobody_can_be_asked_by_name_a_task_that_is_offered_waits_for_no_other(
+    nameless_world: Any, make_task: Callable[..., Task]
+) -> None:
+    world = nameless_world
+    await dead_without_an_id(world, make_task, "offered", "held")
+    async with world.worker(tasks_per_job=2, hold_adopted=True) as worker:
+        await worker.submit(make_task("offered"))
+        assert (await world.outcome("offered")).failure.reason is Reason.LOST
+        await worker.drain()
+        assert not world.outcomes["held"]
+        await worker.submit(make_task("held"))
+        assert (await world.outcome("held")).failure.reason is Reason.LOST
+        await worker.drain()
+    assert not world.store.names(world.keys.manifests)
+
+
+async def dead_without_an_id(world: Any, make_task: Callable[..., Task], *task_ids: str) -> Any:
+    """Return a job of these tasks whose worker has died before it noted the id."""
+    first = await begin(world, tasks_per_job=len(task_ids))
+    for task_id in task_ids:
+        await first.submit(make_task(task_id))
+    job, key = await world.job(), world.keys.job_id
+    await world.until(lambda: world.store.exists(key(job.spec.name)), "the noted id")
+    await die(first)
+    world.store.delete([key(job.spec.name)])
+    return job
+
+
 async def test_a_held_task_that_nobody_wants_is_cancelled(world: Any, make_task: Callable[..., Task]) -> None:
     first = await begin(world)
     await first.submit(make_task("t"))

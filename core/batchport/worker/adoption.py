@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchport.errors import EnvelopeError
+from batchport.errors import EnvelopeError, StoreError
 from batchport.worker import naming, verdicts
 from batchport.worker.blobs import SharedBlobs
 from batchport.worker.ledger import Ledger
@@ -121,12 +121,29 @@ class Adoption:
     async def _wait_for_results(self, jobs: Sequence[Job]) -> None:
         """Wait out the grace where the backend can't be asked by name, and give up in words."""
         await asyncio.sleep(self.rules.grace_s)
-        await self.collect()
         for job in jobs:
             self.spawn(self._give_up(job))
 
     async def _give_up(self, job: Job) -> None:
-        await self.ledger.until(lambda: not any(entry.held for entry in job.entries))
-        if not job.is_settled:
-            why = "The worker ended between making the job and noting its id."
-            await self.outcomes.give_up(job, verdicts.unanswered(job, why, self.rules.grace_s))
+        """Have each task of a job fail that has no result, once it is not held."""
+        why = "The worker ended between making the job and noting its id."
+        failure = verdicts.unanswered(job, why, self.rules.grace_s)
+        while job.entries:
+            await self.ledger.until(lambda: not job.entries or any(not entry.held for entry in job.entries))
+            free = [
+                (element, place)
+                for element in job.elements
+                for place, entry in element.entries.items()
+                if not entry.held
+            ]
+            try:
+                await self.collect()
+            except StoreError as error:
+                _log.warning("can't look for results before giving up, will look again: %s", error)
+                await asyncio.sleep(self.rules.grace_s)
+                continue
+            for element, place in free:
+                if place in element.entries:  # else its result was there
+                    await self.outcomes.settle(element, place, failure=failure)
+        await self.ledger.until(lambda: job.is_settled)
+        await self.outcomes.give_up(job, failure)
