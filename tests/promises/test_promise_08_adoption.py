@@ -276,6 +276,29 @@ async def test_of_a_dead_pack_a_task_that_never_started_is_run_though_it_is_offe
         assert (await world.outcome("never started")).failure is None
 
 
+async def test_a_task_that_is_offered_while_another_of_its_dead_pack_gets_its_verdict_keeps_its_result(
+    world: Any, make_task: Callable[..., Task]
+) -> None:
+    first = await begin(world, tasks_per_job=2)
+    for task_id in ("good", "ran"):
+        await first.submit(make_task(task_id))
+    job = await world.job()
+    await die(first)
+    world.leave_result(job, 0)
+    job.end(JobState.FAILED, Reason.OUT_OF_MEMORY)
+    loop = asyncio.get_running_loop()
+    async with world.worker(tasks_per_job=2, hold_adopted=True, results_s=5) as worker:
+
+        def offer_the_other(_: str) -> None:
+            asyncio.run_coroutine_threadsafe(worker.submit(make_task("good")), loop).result()
+
+        world.backend.faults["inspect_job"].append(offer_the_other)
+        await worker.submit(make_task("ran"))
+        assert (await world.outcome("ran")).failure.reason is Reason.OUT_OF_MEMORY
+        assert (await world.outcome("good")).failure is None
+    assert list(world.backend.jobs) == ["1"]
+
+
 async def test_where_nobody_can_be_asked_by_name_a_held_result_is_there_when_its_task_is_offered(
     nameless_world: Any, make_task: Callable[..., Task]
 ) -> None:

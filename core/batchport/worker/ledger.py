@@ -118,6 +118,7 @@ class Ledger:
 
     def send_again(self, entry: Entry) -> None:
         """Have a task wait again, ahead of the others; one that the host has not offered yet is parked."""
+        entry.answered = False
         if entry.offered:
             self.waiting.add(entry, first=True)
         else:
@@ -127,7 +128,7 @@ class Ledger:
     def release(self, entry: Entry) -> None:
         """Have a task that was held get its outcome, now that the host has offered or cancelled it."""
         if entry.held:
-            entry.held = entry.answered = False
+            entry.held = False
             self.counts["taken"] += 1
             self.poll_wanted.set()  # its job may be over
             self.notify()

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from batchport.envelope import Envelope
@@ -142,10 +142,12 @@ class Polling:
         elements = [element for job in self.ledger.watched(now) for element in job.elements]
         # Their places at the backend are free, whatever the grace brings.
         self.ledger.holders.difference_update(element for element in elements if element.is_over)
+        # What is released later has not had its last look for a result.
         suspects = [
-            element
+            (element, free)
             for element in elements
-            if any(not entry.held for entry in element.entries.values()) and element.verdict(now, self.rules)
+            if (free := {place for place, entry in element.entries.items() if not entry.held})
+            and element.verdict(now, self.rules)
         ]
         if suspects or any(element.is_over for element in elements):
             try:
@@ -156,10 +158,10 @@ class Polling:
         if suspects:
             await self.fence.check()
         ended_badly = False
-        for element in suspects:
-            if element.entries and (verdict := element.verdict(now, self.rules)):
+        for element, free in suspects:
+            if not free.isdisjoint(element.entries) and (verdict := element.verdict(now, self.rules)):
                 ended_badly = True
-                await self._end(element, verdict)
+                await self._end(element, verdict, free)
         for job in self.ledger.watched(now):
             if job.id and job.may_end:
                 self.outcomes.forget(job)
@@ -171,8 +173,8 @@ class Polling:
         self.ledger.notify()
         return ended_badly
 
-    async def _end(self, element: Element, verdict: Verdict) -> None:
-        """Give each remaining task of an element that is over its outcome, or another job."""
+    async def _end(self, element: Element, verdict: Verdict, places: Collection[int]) -> None:
+        """Give each task in these places of an element that is over its outcome, or another job."""
         if verdict is Verdict.BLOCKED:
             self.cancelling.want(element)
         blamed = element.blamed(verdict, self.width)
@@ -181,7 +183,7 @@ class Polling:
             await self._inspect(element)  # the runner could not tell, or there was none
         # From the last: each that goes back to wait goes to the head of the queue.
         for place, entry in reversed(list(element.entries.items())):
-            if entry.held or place not in element.entries:  # its result came while another task was settled
+            if place not in places or place not in element.entries:  # its result came while another task was settled
                 continue
             if place not in blamed and not entry.cancelled and entry.unstarted + 1 < _TRIES_TO_START:
                 entry.unstarted += 1
