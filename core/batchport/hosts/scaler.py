@@ -116,6 +116,7 @@ class ScalerWorker:
         self._plain: dict[bytes, bool] = {}
         """Whether the serializer with this id is Scaler's own."""
         self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._lost: asyncio.Future[NoReturn]
         self._told: dict[Reason, float] = {}
         """When the operator was told of a failure, by reason."""
 
@@ -137,7 +138,8 @@ class ScalerWorker:
     def drain(self) -> None:
         """Have `run` start nothing more and return when what is in jobs has ended; others get the rest.
 
-        To be called on the event loop that `run` is on.
+        Jobs of an earlier start are not waited for before the scheduler has offered their tasks again, and live on. To
+        be called on the event loop that `run` is on.
         """
         self._draining.set()
 
@@ -156,6 +158,7 @@ class ScalerWorker:
         is_shut_down = False
         try:
             await asyncio.to_thread(self._waiting.remove_strays)
+            self._lost = asyncio.get_running_loop().create_future()
             async with asyncio.TaskGroup() as self._group:
                 self._group.create_task(self._drain())
                 link = self._link
@@ -163,6 +166,7 @@ class ScalerWorker:
                 ours = self._listen(), self._clear_up(), self._tidy()
                 for loop in (link.beat(self._queued), link.pump(), *ours):
                     self._group.create_task(loop)
+                await self._lost
         except* _DrainedError:
             pass
         except* ShutdownError:
@@ -210,7 +214,8 @@ class ScalerWorker:
         try:
             await self._link.answer(offer, data, ok=failure is None)
         except SchedulerLostError as error:  # it is the end, and not for the worker to try again
-            self._group.create_task(_raise(error))
+            if not self._lost.done():
+                self._lost.set_exception(error)
             await asyncio.Event().wait()
         self._offers.pop(outcome.task_id, None)
 
@@ -316,10 +321,6 @@ class ScalerWorker:
         kept = await asyncio.to_thread(self._waiting.keep, data, size := len(data))
         found = self._objects[key] = _Object(size, kept)
         return found
-
-
-async def _raise(error: Exception) -> NoReturn:
-    raise error
 
 
 class _DrainedError(Exception):

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchport.errors import EnvelopeError, StoreError
+from batchport.errors import EnvelopeError
 from batchport.worker import naming, verdicts
 from batchport.worker.blobs import SharedBlobs
 from batchport.worker.ledger import Ledger
@@ -33,7 +33,7 @@ _READ_AT_ONCE = 64
 
 @dataclass(eq=False, kw_only=True)
 class Adoption:
-    """Takes over what an earlier start left. `collect` is the last look for results, `hold` whether outcomes wait."""
+    """Takes over what an earlier start left. `hold` says whether outcomes wait."""
 
     ledger: Ledger
     storage: Storage
@@ -41,7 +41,7 @@ class Adoption:
     blobs: SharedBlobs
     outcomes: Outcomes
     sending: Sending
-    collect: Callable[[], Awaitable[None]]
+    last_look: Callable[[], Awaitable[None]]
     rules: Rules
     hold: bool
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
@@ -136,12 +136,7 @@ class Adoption:
                 for place, entry in element.entries.items()
                 if not entry.held
             ]
-            try:
-                await self.collect()
-            except StoreError as error:
-                _log.warning("can't look for results before giving up, will look again: %s", error)
-                await asyncio.sleep(self.rules.grace_s)
-                continue
+            await self.last_look()
             for element, place in free:
                 if place in element.entries:  # else its result was there
                     await self.outcomes.settle(element, place, failure=failure)

@@ -73,6 +73,15 @@ class Results:
                 await self._fence.check()  # what is removed must not be another start's
             await self._storage.tidy()
 
+    async def last_look(self) -> None:
+        """Collect before a verdict that nothing else waits for; insist until the store can be read."""
+        while True:
+            try:
+                return await self.collect()
+            except StoreError as error:
+                _log.warning("can't look for results before a verdict, will look again: %s", error)
+                await asyncio.sleep(5 * self._every_s)
+
     def _note(
         self, job: Job, out: OutKey, answers: list[tuple[Element, OutKey]], stopped: list[tuple[Element, OutKey]]
     ) -> None:

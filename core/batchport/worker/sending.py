@@ -69,7 +69,7 @@ class Plan:
 class Sending:
     """Makes jobs of waiting tasks and submits them.
 
-    `collect` is the last look for results; `spawn` runs something beside the loop.
+    `spawn` runs something beside the loop.
     """
 
     ledger: Ledger
@@ -79,7 +79,7 @@ class Sending:
     fence: Fence
     blobs: SharedBlobs
     outcomes: Outcomes
-    collect: Callable[[], Awaitable[None]]
+    last_look: Callable[[], Awaitable[None]]
     plan: Plan
     rules: Rules
     epoch: naming.Epoch
@@ -284,7 +284,8 @@ class Sending:
                 ids = (await self.lookup.ids([job.name]))[job.name]
             except NotImplementedError:
                 await asyncio.sleep(self.rules.grace_s)
-                await self.collect()
+                await self.last_look()
+                await self.fence.check()
                 await self.outcomes.give_up(job, verdicts.unanswered(job, error, self.rules.grace_s))
                 return
             if ids:
@@ -293,6 +294,7 @@ class Sending:
                 return
         job.failed_submits += 1
         if job.failed_submits >= _TRIES_TO_SUBMIT:
+            await self.fence.check()
             await self.outcomes.give_up(job, verdicts.not_submitted(job, error))
             return
         self._back_off(f"{job.name} is not at the backend after all, and is sent again")
