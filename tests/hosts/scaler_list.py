@@ -317,12 +317,12 @@ class ScalerList:
 
 
 class _Worker(Worker):
-    """A worker by the store that the backend's jobs see."""
+    """A worker with a folder of its own in the backend's store, since two of one name must not share one."""
 
     def __init__(self, scheduler: str, backend: Backend, **options: Any) -> None:
         self._backend = backend
         super().__init__(scheduler, Path(backend.store), backend.adapter(), python=backend.python, **options)
 
     async def _serve(self) -> None:
-        self.store = self._backend.store
+        self.store = f"{self._backend.store}/{secrets.token_hex(4)}"
         await super()._serve()
