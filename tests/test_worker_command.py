@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import pty
@@ -158,6 +159,19 @@ def test_a_worker_that_a_file_describes_serves_a_client_and_a_flag_wins_over_the
 
 def _environment() -> tuple[str, str]:
     return os.environ["SEEN"], os.environ["TWICE"]
+
+
+def test_modules_that_are_not_installed_in_jobs_are_found_where_the_flag_says(
+    scheduler: str, tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "only_the_client_has_it.py").write_text("def answer(): return 42")
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    module = importlib.import_module("only_the_client_has_it")
+    with Client(scheduler) as client:
+        start(scheduler, "--code", str(tmp_path / "code"))
+
+        assert client.submit(module.answer).result() == 42
 
 
 def test_a_worker_that_is_told_to_end_waits_for_what_runs_and_another_one_gets_the_rest(

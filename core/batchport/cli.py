@@ -79,7 +79,7 @@ def doctor(
     """Look at all that must be in place for jobs to run on a backend; exit with 1 if something is not."""
     checks = asyncio.run(_checks(make_adapter(backend, read_options(option or []))))
     for check in checks:
-        advice = f": {check.advice}" if check.advice else ""
+        advice = f": {check.advice}" if check.advice and not check.ok else ""
         typer.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.what}{advice}")
     if not checks:
         typer.echo(f"ok    {backend} opened, and its adapter has nothing more to check")

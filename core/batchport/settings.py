@@ -24,7 +24,7 @@ _KEYS: Mapping[str, type] = {
     **dict.fromkeys(("scheduler", "backend", "store", "name"), str),
     **dict.fromkeys(("max_jobs", "tasks_per_job", "width", "retries"), int),
     **dict.fromkeys(("python", "setup", "launcher", "log_level"), str),
-    "capabilities": list,
+    **dict.fromkeys(("capabilities", "code"), list),
     "options": dict,
     "resources": dict,
 }

@@ -21,6 +21,7 @@ import typer
 
 from batchport.backends import EMBEDDED, make_adapter
 from batchport.errors import UsageError
+from batchport.hosts._code import zips_of
 from batchport.jobs import Resources
 from batchport.settings import LOG_LEVELS, Config, check_level, read_config, read_options
 from batchport.store import FolderStore, Store, open_store
@@ -72,7 +73,11 @@ def worker(  # noqa: PLR0913 - each flag has its line
     ] = "",
     capabilities: Annotated[
         list[str],
-        typer.Option("--capability", help="What clients may ask of a worker, by name.", rich_help_panel=_CLUSTER),
+        typer.Option(
+            "--capability",
+            help="What clients may ask of a worker, by name; the scheduler needs the policy allocate=capability.",
+            rich_help_panel=_CLUSTER,
+        ),
     ] = [],  # noqa: B006 - never changed
     max_jobs: Annotated[int, typer.Option(help="The most jobs at once.", rich_help_panel=_JOBS)] = 1000,
     tasks_per_job: Annotated[int, typer.Option(help="How many tasks share a job.", rich_help_panel=_JOBS)] = 1,
@@ -83,6 +88,10 @@ def worker(  # noqa: PLR0913 - each flag has its line
     python: Annotated[
         str, typer.Option(help="The interpreter in jobs.", rich_help_panel=_JOBS, show_default="this one")
     ] = sys.executable,
+    code: Annotated[
+        list[str],
+        typer.Option(help="A folder whose modules jobs shall find, as it is now.", rich_help_panel=_JOBS),
+    ] = [],  # noqa: B006 - never changed
     setup: Annotated[
         str, typer.Option(help="Lines of bash that each job runs first: 'module load gcc'.", rich_help_panel=_JOBS)
     ] = "",
@@ -138,6 +147,7 @@ def worker(  # noqa: PLR0913 - each flag has its line
         capabilities=capabilities,
         width=width,
         retries=retries,
+        code=zips_of(code),
         python=python,
         setup=setup,
         launcher=_words(launcher),

@@ -115,6 +115,11 @@ class Worker:
         self.host = ScalerWorker(self._scheduler, self._adapter, self.store, self._name, **self._options)
         await self.host.run()
 
+    def check(self) -> None:
+        """Raise what has ended the worker, if anything has."""
+        if self.ended.done():
+            self.ended.result()
+
     def drain(self) -> None:
         self._loop.call_soon_threadsafe(self.host.drain)
 

@@ -434,7 +434,7 @@ def test_a_module_that_the_job_lacks_is_named(job: Job) -> None:
         "ENVIRONMENT",
         "The job's Python has no module 'not_here', which argument 1 needs.",
         (
-            "Send it along, code=[not_here]; or install it in the job's Python; "
+            "Send it along, code=[not_here] or batchport worker --code FOLDER; or install it in the job's Python; "
             "or name the folder that holds it in the worker's `path`."
         ),
     )

@@ -1,6 +1,7 @@
 """Modules and folders as zips, for jobs in which they are not installed.
 
-Called by executor.py for the option `code`. Equal content makes equal bytes, so that a zip is stored once.
+Called by executor.py for its option `code`, and by the command `batchport worker`. Equal content makes equal bytes, so
+that a zip is stored once.
 """
 
 from __future__ import annotations

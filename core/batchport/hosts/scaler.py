@@ -64,7 +64,8 @@ class ScalerWorker:
     adapter, store, name, and what follows: as for BatchWorker. The scheduler has at most max_jobs * tasks_per_job
     tasks here at once, and keeps or gives to others what is more.
     resources: what every task asks of the backend; what a client asks for does not reach a worker.
-    capabilities: names that clients may ask for; the scheduler gives this worker the tasks that ask for no others.
+    capabilities: names that clients may ask for; a scheduler with the policy `allocate=capability` gives this worker
+        the tasks that ask for no others.
 
     Started again under its name on the same host and store, it has the jobs again that lived on, and runs none of
     their tasks twice; but where there are other workers, the scheduler gives the tasks to them at once, and they run

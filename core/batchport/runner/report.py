@@ -123,8 +123,8 @@ class Report(NamedTuple):
         if isinstance(error, ModuleNotFoundError) and error.name:
             message = f"the job's Python has no module {error.name!r}, which {what} needs"
             advice = (
-                f"Send it along, code=[{error.name.partition('.')[0]}]; or install it in the job's Python; "
-                "or name the folder that holds it in the worker's `path`"
+                f"Send it along, code=[{error.name.partition('.')[0]}] or batchport worker --code FOLDER; "
+                "or install it in the job's Python; or name the folder that holds it in the worker's `path`"
             )
         else:
             message = f"the job's Python cannot import what {what} needs: {error}"
