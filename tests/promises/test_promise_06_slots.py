@@ -23,6 +23,7 @@ async def test_never_more_jobs_than_max_jobs_are_at_the_backend(world: Any, make
     async with world.worker(max_jobs=3) as worker:
         for number in range(9):
             await worker.submit(make_task(f"t{number}"))
+        await world.job(3)  # or a slow machine would never have as many at once
         for number in range(1, 10):
             job = await world.job(number)
             job.end(JobState.SUCCEEDED)
