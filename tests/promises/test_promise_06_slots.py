@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -138,6 +139,25 @@ async def test_a_job_that_can_never_start_is_cancelled_after_its_deadline(
     assert failure.reason is Reason.IMAGE
     assert failure.evidence == "the backend says: queued, image\nImagePullBackOff: no such tag"
     assert "can't start: image; ImagePullBackOff: no such tag" in caplog.text
+
+
+async def test_a_job_that_can_never_start_is_looked_at_before_it_is_cancelled(
+    world: Any, make_task: Callable[..., Task]
+) -> None:
+    cancels: list[int] = []
+
+    def look(_: object) -> None:
+        time.sleep(0.2)  # time enough for a cancel that does not wait
+        cancels.append(len(world.backend.calls["cancel_job"]))
+
+    world.backend.limits = Limits(name_length=64, inline_bytes=65536, parallel_calls=2)
+    world.backend.on_submit = lambda job: job.end(JobState.QUEUED, Reason.IMAGE)
+    world.backend.faults["inspect_job"].append(look)
+    async with world.worker(start_deadline_s=0.3) as worker:
+        await worker.submit(make_task("t"))
+        await world.outcome("t")
+        await world.until(lambda: world.backend.jobs["1"].cancels, "a cancel of the blocked job")
+    assert cancels == [0], "what is told of it would be its own cancel"
 
 
 async def test_a_cancel_before_the_id_is_known_is_not_forgotten(world: Any, make_task: Callable[..., Task]) -> None:

@@ -175,12 +175,12 @@ class Polling:
 
     async def _end(self, element: Element, verdict: Verdict, places: Collection[int]) -> None:
         """Give each task in these places of an element that is over its outcome, or another job."""
-        if verdict is Verdict.BLOCKED:
-            self.cancelling.want(element)
         blamed = element.blamed(verdict, self.width)
         evidence = {place: await self._evidence(element, place) for place in blamed}
         if not all(found and found.fields.get("reason") for found in evidence.values()):
             await self._inspect(element)  # the runner could not tell, or there was none
+        if verdict is Verdict.BLOCKED:
+            self.cancelling.want(element)  # not sooner, or its cancel would be what is told of it
         # From the last: each that goes back to wait goes to the head of the queue.
         for place, entry in reversed(list(element.entries.items())):
             if place not in places or place not in element.entries:  # its result came while another task was settled
