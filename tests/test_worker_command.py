@@ -174,6 +174,30 @@ def test_modules_that_are_not_installed_in_jobs_are_found_where_the_flag_says(
         assert client.submit(module.answer).result() == 42
 
 
+def test_the_operator_is_told_of_failures_that_are_not_the_functions_and_not_of_each(
+    scheduler: str, start: Start
+) -> None:
+    with Client(scheduler) as client:
+        command = start(scheduler)
+        for function in (_raise, _crash, _crash):
+            with pytest.raises(Exception, match=r"of its own|SIGKILL"):
+                client.submit(function).result()
+    until(lambda: "a task failed" in command.said, command)
+    (told,) = [line.partition(" WARNING ")[2] for line in command.said.splitlines() if "a task failed" in line]
+    assert told == (
+        "a task failed; others that fail so are told of in 60 s at the earliest: "
+        "The task's process was ended by SIGKILL (Killed). [crash]"
+    )
+
+
+def _raise() -> None:
+    raise ValueError("of its own")
+
+
+def _crash() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_a_worker_that_is_told_to_end_waits_for_what_runs_and_another_one_gets_the_rest(
     scheduler: str, tmp_path: Path, start: Start
 ) -> None:

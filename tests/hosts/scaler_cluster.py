@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 
 from batchport.adapter import BatchWorkerAdapterBase
@@ -31,9 +32,20 @@ from scaler import Client, Serializer
 
 from batchport.hosts.scaler import ScalerWorker
 
-__all__ = ["NAME", "Client", "Serializer", "Worker", "free_address", "new_scheduler", "running"]
+__all__ = ["NAME", "Client", "Serializer", "Worker", "free_address", "hold", "new_scheduler", "running"]
 
 NAME = "from-scaler"
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # jobs have no `tests`
+
+
+def hold(folder: str, number: int, data: bytes = b"") -> int:
+    """Leave a line with this process's id in a file of its own, and wait until there is a file called go."""
+    with Path(folder, f"ran-{number}").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    while not Path(folder, "go").exists():
+        time.sleep(0.05)
+    return number + len(data)
 
 
 def free_address() -> str:
@@ -89,9 +101,10 @@ class Worker:
         folder: Path,
         adapter: BatchWorkerAdapterBase | None = None,
         name: str = NAME,
+        store: str | None = None,
         **options: Any,
     ) -> None:
-        self.store, self._scheduler, self._name = str(folder / "store"), scheduler, name
+        self.store, self._scheduler, self._name = store or str(folder / "store"), scheduler, name
         self._adapter = adapter or LocalAdapter(Options(folder=str(folder / "jobs"), slots=4))
         self._options = {"max_jobs": 4, "poll_s": (0.1, 1), "results_s": 0.05, "grace_s": 2, **options}
         self.ended: Future[None] = Future()
@@ -114,11 +127,6 @@ class Worker:
         self._task = asyncio.current_task()
         self.host = ScalerWorker(self._scheduler, self._adapter, self.store, self._name, **self._options)
         await self.host.run()
-
-    def check(self) -> None:
-        """Raise what has ended the worker, if anything has."""
-        if self.ended.done():
-            self.ended.result()
 
     def drain(self) -> None:
         self._loop.call_soon_threadsafe(self.host.drain)

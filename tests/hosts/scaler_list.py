@@ -289,7 +289,9 @@ class ScalerList:
     @contextmanager
     def serving(cls, scheduler: str, backend: Backend, **options: Any) -> Iterator[Worker]:
         """Run a worker on the backend; it must end well."""
-        worker = _Worker(scheduler, backend, **cls.worker_options, **options)
+        store = f"{backend.store}/{secrets.token_hex(4)}"  # since two of one name must not share one
+        options = {"store": store, "python": backend.python, **cls.worker_options, **options}
+        worker = Worker(scheduler, Path(backend.store), backend.adapter(), **options)
         try:
             yield worker
         finally:
@@ -314,15 +316,3 @@ class ScalerList:
                 return True
             time.sleep(0.05)
         return False
-
-
-class _Worker(Worker):
-    """A worker with a folder of its own in the backend's store, since two of one name must not share one."""
-
-    def __init__(self, scheduler: str, backend: Backend, **options: Any) -> None:
-        self._backend = backend
-        super().__init__(scheduler, Path(backend.store), backend.adapter(), python=backend.python, **options)
-
-    async def _serve(self) -> None:
-        self.store = f"{self._backend.store}/{secrets.token_hex(4)}"
-        await super()._serve()

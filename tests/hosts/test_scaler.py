@@ -9,14 +9,13 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import pytest
-from tests.hosts.scaler_cluster import NAME, Client, Serializer, Worker, new_scheduler
+from tests.hosts.scaler_cluster import NAME, Client, Serializer, Worker, hold, new_scheduler
 
 from batchport.backends.local import LocalAdapter, Options
 from batchport.errors import UsageError
@@ -46,15 +45,6 @@ class Reversing(Serializer):  # type: ignore[misc] # scaler ships no types
 
 def square(number: int) -> int:
     return number * number
-
-
-def hold(folder: str, number: int, data: bytes = b"") -> int:
-    """Leave a mark with this process's id, and wait until there is a file called go."""
-    with Path(folder, f"ran-{number}").open("a") as file:
-        file.write(f"{os.getpid()}\n")
-    while not Path(folder, "go").exists():
-        time.sleep(0.05)
-    return number + len(data)
 
 
 def raise_broken() -> None:

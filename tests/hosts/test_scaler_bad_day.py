@@ -15,9 +15,10 @@ from pathlib import Path
 
 import cloudpickle
 import pytest
-from tests.hosts.scaler_cluster import NAME, Client, Worker, free_address, new_scheduler, running
+from tests.hosts.scaler_cluster import NAME, Client, Worker, free_address, hold, new_scheduler, running
 
 from batchport.backends.local import LocalAdapter, Options
+from batchport.hosts import scaler as hosts
 from batchport.hosts._scaler_link import Link
 from batchport.hosts.scaler import SchedulerLostError
 from batchport.store import Keys, open_store
@@ -35,15 +36,6 @@ def mark(folder: str, number: int, seconds: float) -> int:
     return number
 
 
-def hold(folder: str, number: int, _data: bytes = b"") -> int:
-    """Leave a line, and wait until there is a file called go."""
-    with Path(folder, f"ran-{number}").open("a") as file:
-        file.write(f"{os.getpid()}\n")
-    while not Path(folder, "go").exists():
-        time.sleep(0.05)
-    return number
-
-
 def runs(folder: Path) -> dict[str, int]:
     return {each.name: len(each.read_text().splitlines()) for each in folder.glob("ran-*")}
 
@@ -51,7 +43,6 @@ def runs(folder: Path) -> dict[str, int]:
 SERVE = """
 import asyncio, sys
 from batchport.backends.local import LocalAdapter, Options
-from batchport.hosts._scaler_link import Link
 from batchport.hosts.scaler import ScalerWorker
 scheduler, folder, name = sys.argv[1:]
 adapter = LocalAdapter(Options(folder=folder + "/jobs", slots=4))
@@ -198,7 +189,7 @@ def test_what_waited_in_the_store_is_gone_from_it_when_its_tasks_are_done(
 
         (tmp_path / "go").touch()
 
-        assert [future.result(30) for future in futures] == [0, 1, 2]
+        assert [future.result(30) for future in futures] == [60_000, 60_001, 60_002]
         eventually(lambda: not store.names(segments))
         worker.stop()
 
@@ -246,6 +237,25 @@ def test_a_scheduler_that_is_restarted_is_named_and_gets_no_result_of_its_predec
             again.stop()
         assert "ERROR" not in (tmp_path / "second").read_text()
         client.disconnect()
+
+
+def test_jobs_that_a_new_scheduler_does_not_know_are_cancelled_after_a_day(
+    tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with new_scheduler(tmp_path) as scheduler, Client(scheduler) as client:
+        worker = Worker(scheduler, tmp_path)
+        client.submit(hold, str(tmp_path), 1)
+        eventually(lambda: runs(tmp_path))
+        worker.stop()
+    monkeypatch.setattr(hosts, "_UNCLAIMED_S", 0.5)
+    with new_scheduler(tmp_path) as scheduler, Client(scheduler) as client:
+        again = Worker(scheduler, tmp_path)
+
+        told = "1 tasks of an earlier start were not offered again in 0 hours, and their jobs are cancelled"
+        eventually(lambda: told in caplog.text)
+        eventually(lambda: not open_store(again.store).names(Keys(NAME).manifests))
+        assert client.submit(mark, str(tmp_path), 2, 0).result(30) == 2
+        again.stop()
 
 
 # The client's own thread ends by the lost connection as well.
