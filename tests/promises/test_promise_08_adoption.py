@@ -32,6 +32,17 @@ async def begin(world: Any, **options: Any) -> BatchWorker:
     return await BatchWorker(world.backend, world.store, "w", deliver, **quick).__aenter__()
 
 
+async def left_by_a_killed_worker(world: Any, make_task: Callable[..., Task], *task_ids: str, **options: Any) -> Any:
+    """Return the job of these tasks, whose id a worker has noted before it was killed."""
+    first = await begin(world, tasks_per_job=len(task_ids), **options)
+    for task_id in task_ids:
+        await first.submit(make_task(task_id))
+    job = await world.job()
+    await world.until(lambda: world.store.exists(world.keys.job_id(job.spec.name)), "the noted id")
+    await die(first)
+    return job
+
+
 @pytest.fixture(autouse=True)
 def dead_workers_are_known_to_be_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have each start look like one on another host, for the process of a worker that `die`s lives on here."""
@@ -42,11 +53,7 @@ def dead_workers_are_known_to_be_dead(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_job_that_was_submitted_is_adopted_and_not_run_again(
     world: Any, make_task: Callable[..., Task]
 ) -> None:
-    first = await begin(world)
-    await first.submit(make_task("t"))
-    job = await world.job()
-    await world.until(lambda: world.store.exists(world.keys.job_id(job.spec.name)), "the noted id")
-    await die(first)
+    job = await left_by_a_killed_worker(world, make_task, "t")
     async with world.worker() as worker:
         assert worker.has_job("t")
         assert not worker.has_job("another")
@@ -62,10 +69,7 @@ async def test_a_job_that_was_submitted_is_adopted_and_not_run_again(
 async def test_an_adopted_result_is_delivered_although_nobody_has_asked_again(
     world: Any, make_task: Callable[..., Task]
 ) -> None:
-    first = await begin(world)
-    await first.submit(make_task("t"))
-    job = await world.job()
-    await die(first)
+    job = await left_by_a_killed_worker(world, make_task, "t")
     world.leave_result(job, value=b"late")
     async with world.worker():
         assert (await world.outcome("t")).result == b"late"
@@ -74,11 +78,7 @@ async def test_an_adopted_result_is_delivered_although_nobody_has_asked_again(
 async def test_a_job_that_the_backend_has_forgotten_while_no_worker_was_there_is_lost_in_these_words(
     world: Any, make_task: Callable[..., Task]
 ) -> None:
-    first = await begin(world)
-    await first.submit(make_task("t"))
-    job = await world.job()
-    await world.until(lambda: world.store.exists(world.keys.job_id(job.spec.name)), "the noted id")
-    await die(first)
+    job = await left_by_a_killed_worker(world, make_task, "t")
     job.listed = False
     async with world.worker() as worker:
         await worker.submit(make_task("t"))
@@ -179,11 +179,7 @@ async def test_a_task_that_nobody_offers_again_is_not_run(world: Any, make_task:
 
 
 async def test_what_a_dead_pack_had_not_started_waits_for_its_host(world: Any, make_task: Callable[..., Task]) -> None:
-    first = await begin(world, tasks_per_job=3)
-    for number in range(3):
-        await first.submit(make_task(f"t{number}"))
-    job = await world.job()
-    await die(first)
+    job = await left_by_a_killed_worker(world, make_task, "t0", "t1", "t2")
     world.leave_result(job, place=0)
     job.end(JobState.FAILED, Reason.OUT_OF_MEMORY)
     async with world.worker(tasks_per_job=3) as worker:
@@ -227,11 +223,7 @@ async def test_outcomes_that_are_held_wait_in_the_store_until_their_tasks_are_of
 async def test_of_a_dead_pack_only_those_tasks_have_outcomes_that_were_offered_again(
     world: Any, make_task: Callable[..., Task]
 ) -> None:
-    first = await begin(world, tasks_per_job=2, width=2)
-    for task_id in ("offered", "held"):
-        await first.submit(make_task(task_id))
-    job = await world.job()
-    await die(first)
+    job = await left_by_a_killed_worker(world, make_task, "offered", "held", width=2)
     job.end(JobState.FAILED, Reason.OUT_OF_MEMORY)
     async with world.worker(tasks_per_job=2, width=2, hold_adopted=True) as worker:
         await worker.submit(make_task("offered"))
@@ -244,11 +236,7 @@ async def test_of_a_dead_pack_only_those_tasks_have_outcomes_that_were_offered_a
 async def test_of_a_dead_pack_the_task_that_ran_is_blamed_though_a_result_before_it_is_held(
     world: Any, make_task: Callable[..., Task]
 ) -> None:
-    first = await begin(world, tasks_per_job=2)
-    for task_id in ("good", "ran"):
-        await first.submit(make_task(task_id))
-    job = await world.job()
-    await die(first)
+    job = await left_by_a_killed_worker(world, make_task, "good", "ran")
     world.leave_result(job, 0)
     job.end(JobState.FAILED, Reason.OUT_OF_MEMORY)
     async with world.worker(tasks_per_job=2, hold_adopted=True) as worker:
@@ -262,11 +250,7 @@ async def test_of_a_dead_pack_the_task_that_ran_is_blamed_though_a_result_before
 async def test_of_a_dead_pack_a_task_that_never_started_is_run_though_it_is_offered_after_the_one_that_ran(
     world: Any, make_task: Callable[..., Task]
 ) -> None:
-    first = await begin(world, tasks_per_job=2)
-    for task_id in ("ran", "never started"):
-        await first.submit(make_task(task_id))
-    job = await world.job()
-    await die(first)
+    job = await left_by_a_killed_worker(world, make_task, "ran", "never started")
     job.end(JobState.FAILED, Reason.OUT_OF_MEMORY)
     async with world.worker(tasks_per_job=2, hold_adopted=True) as worker:
         await worker.submit(make_task("ran"))
@@ -279,11 +263,7 @@ async def test_of_a_dead_pack_a_task_that_never_started_is_run_though_it_is_offe
 async def test_a_task_that_is_offered_while_another_of_its_dead_pack_gets_its_verdict_keeps_its_result(
     world: Any, make_task: Callable[..., Task]
 ) -> None:
-    first = await begin(world, tasks_per_job=2)
-    for task_id in ("good", "ran"):
-        await first.submit(make_task(task_id))
-    job = await world.job()
-    await die(first)
+    job = await left_by_a_killed_worker(world, make_task, "good", "ran")
     world.leave_result(job, 0)
     job.end(JobState.FAILED, Reason.OUT_OF_MEMORY)
     loop = asyncio.get_running_loop()
@@ -331,21 +311,13 @@ async def test_where_nobody_can_be_asked_by_name_a_task_that_is_offered_waits_fo
 
 async def dead_without_an_id(world: Any, make_task: Callable[..., Task], *task_ids: str) -> Any:
     """Return a job of these tasks whose worker has died before it noted the id."""
-    first = await begin(world, tasks_per_job=len(task_ids))
-    for task_id in task_ids:
-        await first.submit(make_task(task_id))
-    job, key = await world.job(), world.keys.job_id
-    await world.until(lambda: world.store.exists(key(job.spec.name)), "the noted id")
-    await die(first)
-    world.store.delete([key(job.spec.name)])
+    job = await left_by_a_killed_worker(world, make_task, *task_ids)
+    world.store.delete([world.keys.job_id(job.spec.name)])
     return job
 
 
 async def test_a_held_task_that_nobody_wants_is_cancelled(world: Any, make_task: Callable[..., Task]) -> None:
-    first = await begin(world)
-    await first.submit(make_task("t"))
-    await world.job()
-    await die(first)
+    await left_by_a_killed_worker(world, make_task, "t")
     async with world.worker(hold_adopted=True) as worker:
         assert await worker.cancel("t")
         assert (await world.outcome("t")).failure.reason is Reason.CANCELLED
