@@ -350,27 +350,22 @@ def test_an_address_that_is_none_is_refused(start: Start) -> None:
     assert said == "batchport: scheduler='localhost' is no address; write it like tcp://10.0.0.1:6378"
 
 
-def test_without_its_extra_the_worker_says_what_to_install(start: Start) -> None:
-    hidden = (
-        "import importlib.metadata as metadata\n"
-        "sys.modules['scaler'] = None\n"
-        "def version(name): raise metadata.PackageNotFoundError\n"
-        "metadata.version = version"
+@pytest.mark.parametrize(
+    ("gone", "version", "found"),
+    [
+        ("scaler", "def version(name): raise metadata.PackageNotFoundError", "it is not installed"),
+        ("scaler.protocol.capnp", "version = lambda name: '1.26.7'", "1.26.7 is installed"),
+    ],
+    ids=["no release", "another release"],
+)
+def test_without_a_scaler_that_fits_the_worker_says_what_to_install(
+    start: Start, gone: str, version: str, found: str
+) -> None:
+    before = (
+        f"import importlib.metadata as metadata\nsys.modules[{gone!r}] = None\n{version}\nmetadata.version = version"
     )
-    assert failing(start, before=hidden).startswith(
-        "batchport: batchport.hosts.scaler needs opengris-scaler 2.8 or 2.9, and it is not installed: "
-        "pip install 'batchport[scaler]' ("
-    )
-
-
-def test_another_release_of_scaler_is_refused_with_those_that_fit(start: Start) -> None:
-    other = (
-        "import importlib.metadata as metadata\n"
-        "sys.modules['scaler.protocol.capnp'] = None\n"
-        "metadata.version = lambda name: '1.26.7'"
-    )
-    assert failing(start, before=other).startswith(
-        "batchport: batchport.hosts.scaler needs opengris-scaler 2.8 or 2.9, and 1.26.7 is installed: "
+    assert failing(start, before=before).startswith(
+        f"batchport: batchport.hosts.scaler needs opengris-scaler 2.8 or 2.9, and {found}: "
         "pip install 'batchport[scaler]' ("
     )
 
