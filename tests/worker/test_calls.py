@@ -153,6 +153,16 @@ async def test_a_call_that_does_not_answer_is_left_behind() -> None:
     stuck.set()
 
 
+async def test_a_call_has_all_of_its_deadline_however_long_it_waited_for_its_turn() -> None:
+    class Slow(House):
+        def poll_jobs(self, job_ids: Sequence[str]) -> Iterable[JobStatus]:
+            time.sleep(0.3)
+            return []
+
+    calls = Calls(Slow(), deadline_s=0.7)  # longer than one call, and shorter than three, one after the other
+    assert await asyncio.gather(*(calls.poll_jobs(["1"]) for _ in range(3))) == [[], [], []]
+
+
 async def test_the_adapters_own_timeout_is_told_as_it_is() -> None:
     class Slow(House):
         async def poll_jobs(self, job_ids: Sequence[str]) -> Iterable[JobStatus]:

@@ -164,13 +164,15 @@ class Calls:
             return getattr(self._adapter, method)(*arguments)
         function = getattr(self._adapter, method)
         is_plain = not inspect.iscoroutinefunction(function)
-        deadline = asyncio.timeout(self._deadline_s)
+        deadline = asyncio.timeout(None)
         try:
             async with self._plain if is_plain else contextlib.nullcontext():
                 if may_go is not None:
                     await may_go()
                 self.counts[method] += 1
                 async with deadline:
+                    # From now on: what waits for its turn behind slow calls has not been asked yet.
+                    deadline.reschedule(asyncio.get_running_loop().time() + self._deadline_s)
                     if is_plain:
                         return await self._threads.run(lambda: _collected(function(*arguments), collect))
                     return _collected(await function(*arguments), collect)
