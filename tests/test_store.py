@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from batchport.errors import StoreError, UsageError
 from batchport.store import FolderStore, Keys, OutKey, Store, open_store
+from batchport.testing.aws import AwsSimulator
 
 RACERS = 8
 RACE = """
@@ -36,9 +37,26 @@ open_store(sys.argv[1]).put("w/out/a", b"data", create=True)
 """A writer that is killed after it wrote its bytes, and before they have their name."""
 
 
-@pytest.fixture(params=["folder", "memory"])
+@pytest.fixture(scope="module")
+def aws() -> Iterator[AwsSimulator]:
+    with AwsSimulator() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def s3(aws: AwsSimulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the URL of an empty store at an endpoint that speaks plain HTTP."""
+    monkeypatch.delenv("AWS_ALLOW_HTTP", raising=False)
+    for name, value in aws.env.items():
+        monkeypatch.setenv(name, value)
+    return f"{aws.store}/{tmp_path.name}"
+
+
+@pytest.fixture(params=["folder", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """Return an empty store of each kind that needs nothing but this machine."""
+    if request.param == "s3":
+        return open_store(request.getfixturevalue("s3"))
     return open_store(tmp_path / "store" if request.param == "folder" else f"memory://{tmp_path.name}")
 
 
@@ -200,8 +218,11 @@ def test_a_folder_that_is_there_already_keeps_its_mode(tmp_path: Path) -> None:
     assert tmp_path.stat().st_mode & 0o777 == 0o750
 
 
-def test_of_eight_processes_that_create_the_same_objects_each_object_has_one_winner(tmp_path: Path) -> None:
-    url = open_store(tmp_path).url
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+def test_of_eight_processes_that_create_the_same_objects_each_object_has_one_winner(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue("s3") if kind == "s3" else open_store(tmp_path).url
     racers = [
         subprocess.Popen((sys.executable, "-c", RACE, url, str(who)), stdin=-1, stdout=-1, text=True)
         for who in range(RACERS)
@@ -217,8 +238,23 @@ def test_of_eight_processes_that_create_the_same_objects_each_object_has_one_win
     for number in range(50):
         winners = [who for who, won in enumerate(answers) if won[number]]
         assert len(winners) == 1
-        assert open_store(tmp_path).get(f"w/out/{number}") == str(winners[0]).encode()
-    assert files_in(tmp_path / "w" / "out") == {str(number) for number in range(50)}, "drafts are left behind"
+        assert open_store(url).get(f"w/out/{number}") == str(winners[0]).encode()
+    assert set(open_store(url).names("w/out")) == {str(number) for number in range(50)}
+    if kind == "folder":
+        assert files_in(tmp_path / "w" / "out") == {str(number) for number in range(50)}, "drafts are left behind"
+
+
+@pytest.mark.parametrize(("allowed", "works"), [("true", True), ("1", True), ("false", False)])
+def test_an_endpoint_in_the_clear_is_used_unless_aws_allow_http_forbids_it(
+    allowed: str, s3: str, monkeypatch: pytest.MonkeyPatch, *, works: bool
+) -> None:
+    monkeypatch.setenv("AWS_ALLOW_HTTP", allowed)
+    store = open_store(s3)
+    if works:
+        assert store.put("w/birth", b"12345678")
+        return
+    with pytest.raises(StoreError, match="cannot write w/birth"):
+        store.put("w/birth", b"12345678")
 
 
 def test_a_writer_that_is_killed_half_way_leaves_nothing_that_is_listed(tmp_path: Path) -> None:

@@ -70,8 +70,9 @@ class Store(ABC):
 def open_store(url: str | os.PathLike[str]) -> Store:
     """Return the store at `url`: a path, file://, s3://, gs://, az://, or memory:// within one process.
 
-    Credentials and endpoints come from the environment, by the provider's own variables. Raises
-    UsageError for a URL of no known kind; does not touch the store otherwise.
+    Credentials and endpoints come from the environment, by the provider's own variables. An AWS_ENDPOINT_URL that
+    begins with http:// is spoken to in the clear unless AWS_ALLOW_HTTP is false. Raises UsageError for a URL of no
+    known kind; does not touch the store otherwise.
     """
     text = os.fspath(url)
     parts = urlsplit(text)
@@ -208,7 +209,7 @@ class ObjectStore(Store):
             # Without these two, an address that swallows packets takes three minutes to fail.
             self._store = store.from_url(
                 self.url,
-                client_options={"timeout": "30s", "connect_timeout": "5s"},
+                client_options={"timeout": "30s", "connect_timeout": "5s", "allow_http": _plain_http()},
                 retry_config={"max_retries": 4, "retry_timeout": _minute()},
             )
         except (exceptions.BaseError, ValueError) as error:
@@ -272,6 +273,17 @@ class ObjectStore(Store):
 
     def _error(self, what: str, key: str, error: Exception) -> StoreError:
         return StoreError(f"the store {self.url} cannot {what} {key}: {_first_line(error)}")
+
+
+def _plain_http() -> bool:
+    """Return whether a server may be spoken to in the clear: as AWS_ALLOW_HTTP says, else if the endpoint is http://.
+
+    obstore reads AWS_ALLOW_HTTP by itself, and forgets it when it is given other options of a client. boto3 knows no
+    such variable and goes by the endpoint.
+    """
+    allowed = os.environ.get("AWS_ALLOW_HTTP")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    return allowed.lower() in {"1", "true", "yes", "on"} if allowed else endpoint.startswith("http://")
 
 
 def _first_line(error: Exception) -> str:
