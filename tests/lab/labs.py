@@ -15,18 +15,20 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
-__all__ = ["fault", "own_slurm", "slurm"]
+from batchport.testing.aws import AwsSimulator
+
+__all__ = ["aws", "engine", "fault", "own_aws", "own_slurm", "slurm"]
 
 HERE = Path(__file__).parent
 NOT_UP = 3
-"""What `slurm-up --env` exits with when the cluster is not up, or not as asked."""
+"""What `NAME-up --env` exits with when the lab is not up, or not as asked."""
 
 
 def slurm(*, accounting: bool = True) -> dict[str, str]:
@@ -37,14 +39,46 @@ def slurm(*, accounting: bool = True) -> dict[str, str]:
     """
     __tracebackhide__ = True
     asked = {"SLURM_UP_ACCT": str(int(accounting))}
-    done = _run("slurm-up", "--env", settings=asked)
-    if done.returncode == NOT_UP:
-        told = {name: os.environ[name] for name in ("SLURM_UP_DIR", "SLURM_UP_PORT") if name in os.environ}
-        command = [*_as_root(), *(f"{name}={value}" for name, value in (told | asked).items())]
-        command += [os.path.relpath(HERE / "slurm-up")]
-        _missing(f"this needs the Slurm lab ({done.stderr.strip()}); start it with: {shlex.join(command)}")
-    done.check_returncode()
-    return _environment(done.stdout)
+    return _standing("Slurm", "slurm-up", asked, ("SLURM_UP_DIR", "SLURM_UP_PORT"), root=True)
+
+
+def engine() -> dict[str, str]:
+    """Return the environment of a process that uses the standing container engine.
+
+    All tests share it and its images: what a test builds it tags with a name of its own, and removes.
+    """
+    __tracebackhide__ = True
+    return _standing("engine", "engine-up", {}, ("ENGINE_UP_DIR",), root=True)
+
+
+def aws(*, executor: str = "process") -> dict[str, str]:
+    """Return the environment of a process that uses the standing simulated AWS; executor: process or docker.
+
+    All tests share the two: AWS_UP_QUEUE, AWS_UP_DEFINITION and AWS_UP_BUCKET name what is there. So a test may do
+    with its own jobs, definitions and objects what it likes; for queues and hosts there is `own_aws`.
+    """
+    __tracebackhide__ = True
+    if executor == "docker":
+        engine()  # what is missing first is named first
+    asked = {"AWS_UP_EXECUTOR": executor}
+    return _standing("AWS", "aws-up", asked, ("AWS_UP_DIR", "AWS_UP_PORT", "ENGINE_UP_DIR"))
+
+
+@contextmanager
+def own_aws(*, executor: str = "process", **settings: Any) -> Iterator[AwsSimulator]:
+    """Run a simulated AWS that the tests may break, and yield it; its jobs end with it.
+
+    It takes two seconds: share one between the tests of a module. `settings` are the simulator's, as in max_running=1.
+    Containers run on the standing engine, without which the tests are skipped.
+    """
+    __tracebackhide__ = True
+    host = {"DOCKER_HOST": engine()["DOCKER_HOST"]} if executor == "docker" else {}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in host.items():
+            patch.setenv(name, value)
+        simulator = AwsSimulator(executor=executor, **settings)
+    with simulator:
+        yield simulator
 
 
 @contextmanager
@@ -80,6 +114,21 @@ def fault(env: Mapping[str, str], what: str, daemon: str) -> None:
     which = {name: env[name] for name in ("SLURM_UP_DIR", "SLURM_UP_ACCT")}
     done = _run("slurm-fault", what, daemon, settings=which, root=True)
     assert done.returncode == 0, done.stderr
+
+
+def _standing(
+    lab: str, script: str, asked: Mapping[str, str], told: Sequence[str], *, root: bool = False
+) -> dict[str, str]:
+    """Return what `NAME-up --env` prints for these settings; those of `told` that are in the environment hold too."""
+    __tracebackhide__ = True
+    done = _run(script, "--env", settings=asked)
+    if done.returncode == NOT_UP:
+        settings = {name: os.environ[name] for name in told if name in os.environ} | dict(asked)
+        words = [*(_as_root() if root else ()), *(f"{name}={value}" for name, value in settings.items())]
+        command = shlex.join([*words, os.path.relpath(HERE / script)])
+        _missing(f"this needs the {lab} lab ({done.stderr.strip()}); start it with: {command}")
+    done.check_returncode()
+    return _environment(done.stdout)
 
 
 def _missing(text: str) -> NoReturn:
