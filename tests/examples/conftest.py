@@ -13,7 +13,7 @@ from tests.lab.listed import pytest_runtest_makereport
 __all__ = ["pytest_runtest_makereport"]
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "generated_examples"
-sys.path[:0] = [str(EXAMPLES / "slurm" / "src")]
+sys.path[:0] = [str(EXAMPLES / name / "src") for name in ("aws_batch", "slurm")]
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 from tests.statements import statements
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "generated_examples"
-SHIPPED = ("slurm",)
+SHIPPED = ("aws_batch", "slurm")
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -16,6 +16,12 @@ import copier
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "generated_examples"
 ANSWERS = {
+    "aws_batch": {
+        "starter": "aws_batch",
+        "package_name": "batchport_aws_batch",
+        "backend_name": "aws-batch",
+        "batchport_source": "../..",
+    },
     "blank": {"starter": "blank", "package_name": "my_backend", "batchport_source": "../.."},
     "slurm": {
         "starter": "slurm",

@@ -42,7 +42,7 @@ def test_a_render_is_clean_under_strict_mypy(render: Render) -> None:
     assert said_by(render(package_name="our_queue"), "mypy") == "Success: no issues found in 5 source files\n"
 
 
-@pytest.mark.parametrize("starter", ["slurm"])
+@pytest.mark.parametrize("starter", ["aws_batch", "slurm"])
 def test_a_shipped_starter_is_clean_under_any_name(render: Render, starter: str) -> None:
     made = render(package_name="our_own_name_for_it", starter=starter)
     assert {name.format(package="our_own_name_for_it") for name in FILES} < {

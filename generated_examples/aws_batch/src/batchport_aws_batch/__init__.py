@@ -1,0 +1,1 @@
+"""aws-batch: a backend for batchport."""

@@ -1,0 +1,53 @@
+"""What `batchport doctor` looks at, and the worker once a job is refused: whether jobs can run, with these options.
+
+https://docs.aws.amazon.com/batch/latest/userguide/troubleshooting.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from batchport import BackendUnusableError, BatchportError, Check, RejectedJobError
+
+from .options import Options
+
+
+def checks(options: Options, ask: Callable[..., Any]) -> Iterator[Check]:
+    """Look at the credentials, the queue and its compute environments, the job definition and its image."""
+    try:
+        yield Check(f"credentials of {ask('sts', 'get_caller_identity')['Arn']}", ok=True)
+        yield from needed(options, ask)
+        for queue in ask("batch", "describe_job_queues", jobQueues=[options.queue])["jobQueues"]:
+            names = [each["computeEnvironment"] for each in queue["computeEnvironmentOrder"]]
+            for each in ask("batch", "describe_compute_environments", computeEnvironments=names)["computeEnvironments"]:
+                yield looked_at(f"compute environment {each['computeEnvironmentName']}", each)
+    except BatchportError as error:
+        yield Check("what AWS answers", ok=False, advice=str(error))
+
+
+def needed(options: Options, ask: Callable[..., Any]) -> Iterator[Check]:
+    """Look at what every job needs: the queue, and the newest active revision of the job definition, and its image."""
+    queues = ask("batch", "describe_job_queues", jobQueues=[options.queue])["jobQueues"]
+    for each in queues or [{"state": "not there"}]:
+        yield looked_at(f"job queue {each.get('jobQueueArn', options.queue)}", each)
+        is_well = not queues or bool(options.share) == ("schedulingPolicyArn" in each)
+        yield Check("the option `share`", is_well, "it is for queues with a fair-share policy, and these need it")
+    name, _, revision = options.definition.rpartition("/")[2].partition(":")
+    found = ask("batch", "describe_job_definitions", jobDefinitionName=name, status="ACTIVE")["jobDefinitions"]
+    active = {each["revision"]: each for each in found if revision in {"", str(each["revision"])}}
+    image = active[max(active)].get("containerProperties", {}).get("image") if active else None
+    advice = "none is ACTIVE that has containerProperties: register one, or give the option `definition`"
+    yield Check(f"job definition {options.definition}, image {image}", ok=bool(image), advice=advice)
+
+
+def looked_at(what: str, each: dict[str, Any]) -> Check:
+    """Look at the state and the status of something that takes jobs."""
+    said = ", ".join(filter(None, (each.get("state", "ENABLED"), each.get("status"), each.get("statusReason"))))
+    return Check(what, said.startswith("ENABLED, VALID"), f"it is {said}: mend that, or give others in the options")
+
+
+def whose_fault(error: RejectedJobError, options: Options, ask: Callable[..., Any]) -> BatchportError:
+    """Return what the error of a refused job is: a BackendUnusableError if every other would be refused, too."""
+    wrong = [f"{check.what}: {check.advice}" for check in needed(options, ask) if not check.ok]
+    return BackendUnusableError("; ".join((str(error), *wrong))) if wrong else error
