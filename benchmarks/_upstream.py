@@ -3,8 +3,9 @@
 Imported by the benchmarks, for `python_of_upstream`. Run by that Python, without batchport, as
 `_upstream.py TASKS CONCURRENCY CAP_S`, it drives upstream's TaskManager and prints one line of JSON.
 
-Nothing of upstream is changed. Its AWS clients, its connection to the scheduler and its object storage are
-tables in memory that answer at once, and a job has ended well as soon as it is submitted.
+Nothing of upstream is changed. Its connection to the scheduler and its object storage are tables in memory that answer
+at once. So are its AWS clients, and a job has ended well as soon as it is submitted; but where a fourth word names the
+queue, job definition and bucket of an AWS, it has boto3's own, and AWS_ENDPOINT_URL leads them there.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class _Scheduler:
                 self.all_there.set()
 
 
-async def _drive(count: int, concurrency: int, cap_s: float) -> dict[str, Any]:
+async def _drive(count: int, concurrency: int, cap_s: float, real: str) -> dict[str, Any]:
     import boto3
     import cloudpickle
     from scaler.client.serializer.default import DefaultSerializer
@@ -97,14 +98,15 @@ async def _drive(count: int, concurrency: int, cap_s: float) -> dict[str, Any]:
     from scaler.worker_manager.proxy.aws_batch.execution_backend import AWSBatchExecutionBackend
     from scaler.worker_manager.proxy.task_manager import TaskManager
 
-    aws = InstantAws(cloudpickle.dumps(None))
-    boto3.Session = lambda **_options: SimpleNamespace(client=lambda _name: aws)
+    if not real:
+        aws = InstantAws(cloudpickle.dumps(None))
+        boto3.Session = lambda **_options: SimpleNamespace(client=lambda _name: aws)
     storage, scheduler = _Storage(), _Scheduler(count)
     client = ClientID.generate_client_id()
     function = ObjectID.generate_object_id(client)
     storage.objects[ObjectID.generate_serializer_object_id(client)] = cloudpickle.dumps(DefaultSerializer)
     storage.objects[function] = DefaultSerializer.serialize(len)
-    backend = AWSBatchExecutionBackend("queue", "definition", "us-east-1", "bucket")
+    backend = AWSBatchExecutionBackend(real or "queue", real or "definition", "us-east-1", real or "bucket")
     manager = TaskManager(concurrency, backend, idle_sleep_seconds=0.1)  # as its AWS worker sets it
     manager.register(scheduler, storage, None)
     # The three loops that its WorkerProcess runs for it.
@@ -143,5 +145,5 @@ async def _drive(count: int, concurrency: int, cap_s: float) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    tasks, at_once, cap = sys.argv[1:]
-    print(json.dumps(asyncio.run(_drive(int(tasks), int(at_once), float(cap)))), flush=True)
+    tasks, at_once, cap, *named = sys.argv[1:]
+    print(json.dumps(asyncio.run(_drive(int(tasks), int(at_once), float(cap), "".join(named)))), flush=True)

@@ -12,6 +12,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 SMALL = {
+    "aws_batch": ("--tasks", "40", "--pack", "10", "--places", "40", "--seconds", "0.5", "--no-peer"),
     "engine": ("--sizes", "50", "200", "--idle", "0.5", "--peer", "0"),
     "runner_start": ("--repeats", "2", "--no-peer"),
     "scaler": ("--tasks", "20", "--sharing", "4", "--bytes", "100000", "--no-peer"),
