@@ -200,8 +200,9 @@ def test_every_decision_is_in_the_sites_navigation() -> None:
 
 
 def test_every_pin_is_one_exact_release() -> None:
+    marker = "[a-z_]+ [<>=!]+ '[^']+'"
     for pin in read("constraints.txt").splitlines():
-        assert re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*( ; [a-z_]+ [<>=!]+ '[^']+')?", pin), pin
+        assert re.fullmatch(rf"[a-z0-9-]+==[0-9][0-9a-z.]*( ; {marker}( and {marker})*)?", pin), pin
 
 
 def test_this_environment_is_the_pinned_one() -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from tests.lab.listed import LabNotUp
 
 from batchport.testing.aws import AwsSimulator
 
@@ -135,7 +136,7 @@ def _missing(text: str) -> NoReturn:
     __tracebackhide__ = True
     if os.environ.get("CI") == "true":
         pytest.fail(text, pytrace=False)
-    pytest.skip(text)
+    raise LabNotUp(text)
 
 
 def _can_be_root() -> bool:

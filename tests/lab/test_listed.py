@@ -27,14 +27,15 @@ class TestConformance(BackendConformance):
     @pytest.fixture(scope="class")
     @classmethod
     def backend(cls, tmp_path_factory):
+        {first}
         folder = tmp_path_factory.mktemp("local")
         return Backend(lambda: LocalAdapter(Options(folder=str(folder))), str(folder / "store"), sys.executable)
 """
 
 
-def run(folder: Path, name: str) -> str:
+def run(folder: Path, name: str, first: str = "") -> str:
     """Run the suite on a backend without `refused`, and return what pytest prints of the cases that failed."""
-    (folder / "test_conformance.py").write_text(SUITE.format(name=name), encoding="utf-8")
+    (folder / "test_conformance.py").write_text(SUITE.format(name=name, first=first), encoding="utf-8")
     cases = "test_a_job_runs_once or refused_in_words or polling_nothing"
     argv = [sys.executable, "-m", "pytest", "-p", "batchport.testing.plugin", "-p", "tests.lab.listed", "-k", cases]
     argv += ["-c", os.devnull, f"--rootdir={folder}", f"--basetemp={folder / 'tmp'}", "-rf", "-q", str(folder)]
@@ -54,6 +55,12 @@ def test_a_run_that_differs_from_the_list_fails(tmp_path: Path) -> None:
     assert (
         "test_a_job_runs_once was run on house, and tests/lab/cases.toml says that it cannot be: strike it out there"
     ) in printed
+
+
+def test_a_lab_that_is_not_up_is_no_difference(tmp_path: Path) -> None:
+    printed = run(tmp_path, "house", 'raise listed.LabNotUp("this needs the house; build it")')
+    assert "3 skipped" in printed
+    assert "failed" not in printed
 
 
 def test_a_backend_without_a_table_is_told_to_have_one() -> None:
