@@ -257,6 +257,52 @@ def test_an_endpoint_in_the_clear_is_used_unless_aws_allow_http_forbids_it(
         store.put("w/birth", b"12345678")
 
 
+PROFILE = """
+[ours]
+aws_access_key_id = simulated
+aws_secret_access_key = simulated
+"""
+
+
+@pytest.fixture
+def files_of_aws(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Leave credentials in a file alone, as a laptop has them, and return the URL of an empty store."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name)
+    for name, text in {
+        "AWS_SHARED_CREDENTIALS_FILE": PROFILE,
+        "AWS_CONFIG_FILE": "[profile ours]\nregion = eu-west-1",
+    }.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        monkeypatch.setenv(name, str(tmp_path / name))
+    return s3
+
+
+def test_credentials_of_a_profile_open_a_store_in_s3(files_of_aws: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "ours")
+    store = open_store(files_of_aws)
+    store.put("w/birth", b"12345678")
+    assert store.get("w/birth") == b"12345678"
+
+
+def test_a_profile_that_is_not_there_is_said_at_once(files_of_aws: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "theirs")
+    with pytest.raises(UsageError, match=r"The config profile \(theirs\) could not be found"):
+        open_store(files_of_aws)
+
+
+def test_keys_in_variables_come_first_and_boto3_is_not_imported(
+    files_of_aws: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "simulated")
+    code = f"import sys; from batchport.store import open_store; open_store({files_of_aws!r}).put('w/a', b'')"
+    done = subprocess.run((sys.executable, "-c", code + "; sys.exit('boto3' in sys.modules)"), check=False)
+    assert done.returncode == 0
+    monkeypatch.setenv("AWS_PROFILE", "theirs")
+    assert open_store(files_of_aws).names("w") == ["a"]
+
+
 def test_a_writer_that_is_killed_half_way_leaves_nothing_that_is_listed(tmp_path: Path) -> None:
     done = subprocess.run((sys.executable, "-c", KILLED, str(tmp_path)), check=False)
     assert done.returncode == -signal.SIGKILL

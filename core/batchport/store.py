@@ -70,9 +70,10 @@ class Store(ABC):
 def open_store(url: str | os.PathLike[str]) -> Store:
     """Return the store at `url`: a path, file://, s3://, gs://, az://, or memory:// within one process.
 
-    Credentials and endpoints come from the environment, by the provider's own variables. An AWS_ENDPOINT_URL that
-    begins with http:// is spoken to in the clear unless AWS_ALLOW_HTTP is false. Raises UsageError for a URL of no
-    known kind; does not touch the store otherwise.
+    Credentials and endpoints come from the environment, by the provider's own variables; for s3:// without
+    AWS_ACCESS_KEY_ID from AWS's files and AWS_PROFILE, too, where boto3 is installed. An AWS_ENDPOINT_URL that begins
+    with http:// is spoken to in the clear unless AWS_ALLOW_HTTP is false. Raises UsageError for a URL of no known
+    kind, and for a profile that is not there; does not touch the store otherwise.
     """
     text = os.fspath(url)
     parts = urlsplit(text)
@@ -211,6 +212,7 @@ class ObjectStore(Store):
                 self.url,
                 client_options={"timeout": "30s", "connect_timeout": "5s", "allow_http": _plain_http()},
                 retry_config={"max_retries": 4, "retry_timeout": _minute()},
+                **(_from_files_of_aws() if self.url.startswith("s3:") else {}),
             )
         except (exceptions.BaseError, ValueError) as error:
             message = f"the store {url} cannot be opened: {_first_line(error)}"
@@ -284,6 +286,32 @@ def _plain_http() -> bool:
     allowed = os.environ.get("AWS_ALLOW_HTTP")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     return allowed.lower() in {"1", "true", "yes", "on"} if allowed else endpoint.startswith("http://")
+
+
+def _from_files_of_aws() -> dict[str, Any]:
+    """Return what gives obstore the credentials and the region of ~/.aws or a profile, and renews them.
+
+    obstore reads variables and asks for the roles of machines and containers, and boto3 reads those files and signs
+    on (https://developmentseed.org/obstore/latest/authentication/). In a job there are no such files, and boto3, which
+    takes a quarter of a second to import, is left alone.
+    """
+    files = {"AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials", "AWS_CONFIG_FILE": "~/.aws/config"}
+    # Path.expanduser raises where there is no home, as in a container with a user of its own.
+    found = (os.path.exists(os.path.expanduser(os.environ.get(each, files[each]))) for each in files)  # noqa: PTH110, PTH111
+    if os.environ.get("AWS_ACCESS_KEY_ID") or not (os.environ.get("AWS_PROFILE") or any(found)):
+        return {}
+    try:
+        from boto3 import Session
+        from botocore.exceptions import BotoCoreError
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError:
+        return {}
+    try:
+        session = Session()
+        return {"credential_provider": Boto3CredentialProvider(session)} if session.get_credentials() else {}
+    except BotoCoreError as error:
+        message = f"the store cannot be opened: AWS's files and AWS_PROFILE do not go together: {error}"
+        raise UsageError(message) from error
 
 
 def _first_line(error: Exception) -> str:
