@@ -236,7 +236,7 @@ def test_while_the_store_answers_503_nothing_is_lost_and_what_is_submitted_goes_
         late = executor.submit(note, str(day.mark), 2)
         day.go.touch()
         assert day.end_of("note-when") == "SUCCEEDED", "jobs have their own way to S3"
-        until("it to be told", lambda: told(caplog, "can't look for results, will look again: ", "503"))
+        until("it to be told", lambda: told(caplog, "can't look for results, will look again in ", "503"))
         until("it to be told", lambda: told(caplog, "can't write the manifests of 1 jobs at ", "503"))
         assert not early.done()
         assert not day.jobs("note"), "no job without a manifest"
@@ -271,7 +271,7 @@ def test_credentials_that_expire_are_told_at_once_nothing_is_lost_and_all_goes_o
         day.proxy.fail(BUCKET, "400-before", times=MANY, code="ExpiredToken")
         day.go.touch()
         late = executor.submit(note, str(day.mark), 2)
-        says = ("can't look for results, will look again: ", "ExpiredToken")
+        says = ("can't look for results, will look again in ", "ExpiredToken")
         until("it to be told", lambda: told(caplog, *says), 10)
         until("it to be told", lambda: told(caplog, "can't write the manifests of 1 jobs at ", "ExpiredToken"), 10)
         assert day.end_of("note-when") == "SUCCEEDED", "what runs goes on"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Any
 
-from batchport import JobState, Reason, Task
+import pytest
+
+from batchport import JobState, Reason, StoreError, Task
+from batchport.store import FolderStore
 
 
 async def test_a_result_counts_although_the_backend_says_failed(world: Any, make_task: Callable[..., Task]) -> None:
@@ -103,3 +107,26 @@ async def test_a_damaged_result_is_told_as_such(world: Any, make_task: Callable[
     assert failure.reason is Reason.PAYLOAD
     assert failure.message == "The result of task t can't be read."
     assert failure.evidence == "these 7 bytes are not an envelope of batchport's"
+
+
+async def test_a_store_that_is_down_is_asked_and_told_of_ever_more_seldom(
+    world: Any, make_task: Callable[..., Task], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    names, down = FolderStore.names, True
+
+    def fail(self: FolderStore, folder: str) -> list[str]:
+        if down and folder == world.keys.out:
+            raise StoreError("nobody answers")
+        return names(self, folder)
+
+    async with world.worker() as worker:
+        await worker.submit(make_task("t"))
+        job = await world.job()
+        monkeypatch.setattr(FolderStore, "names", fail)
+        world.leave_result(job)
+        await asyncio.sleep(2)
+        told = [line for line in caplog.messages if "can't look for results, will look again in" in line]
+        assert 1 < len(told) < 8, "one each tenth of a second would be twenty"
+        assert told[0].endswith(": nobody answers")
+        down = False
+        assert (await world.outcome("t")).result == b"42"

@@ -13,6 +13,7 @@ from batchport.envelope import Envelope
 from batchport.errors import EnvelopeError, StoreError
 from batchport.store import OutKey
 from batchport.worker import verdicts
+from batchport.worker.calls import Backoff
 from batchport.worker.fencing import Fence
 from batchport.worker.ledger import Ledger
 from batchport.worker.outcomes import Outcomes
@@ -24,6 +25,8 @@ __all__ = ["Results"]
 _log = logging.getLogger("batchport.worker")
 _READ_AT_ONCE = 32
 """How many results are in memory at a time."""
+_LONGEST_S = 15
+"""What a store that is back may have to wait for the next look."""
 
 
 class Results:
@@ -36,15 +39,18 @@ class Results:
 
     async def watch(self) -> None:
         """Look again and again while any job may bring a result; runs for ever."""
+        backoff = Backoff(5 * self._every_s, _LONGEST_S)
         while True:
             await self._ledger.until(lambda: bool(self._ledger.holders))
             counts = self._ledger.counts
             before = counts["done"] + counts["failed"]
             try:
                 await self.collect()
+                backoff.reset()
             except StoreError as error:
-                _log.warning("can't look for results, will look again: %s", error)
-                await asyncio.sleep(5 * self._every_s)
+                delay = backoff.next()
+                _log.warning("can't look for results, will look again in %.0f s: %s", delay, error)
+                await asyncio.sleep(delay)
             # Sooner while results come in: each may make room for a task that waits.
             has_news = counts["done"] + counts["failed"] > before
             await asyncio.sleep(self._every_s / 4 if has_news else self._every_s)
@@ -75,12 +81,14 @@ class Results:
 
     async def last_look(self) -> None:
         """Collect before a verdict that nothing else waits for; insist until the store can be read."""
+        backoff = Backoff(5 * self._every_s, _LONGEST_S)
         while True:
             try:
                 return await self.collect()
             except StoreError as error:
-                _log.warning("can't look for results before a verdict, will look again: %s", error)
-                await asyncio.sleep(5 * self._every_s)
+                delay = backoff.next()
+                _log.warning("can't look for results before a verdict, will look again in %.0f s: %s", delay, error)
+                await asyncio.sleep(delay)
 
     def _note(
         self, job: Job, out: OutKey, answers: list[tuple[Element, OutKey]], stopped: list[tuple[Element, OutKey]]
