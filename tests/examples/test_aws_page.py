@@ -10,19 +10,26 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any, get_type_hints
 
 import boto3
 import pytest
+from batchport_aws_batch.adapter import Adapter
+from batchport_aws_batch.options import Options
 from scaler.config.common.logging import LoggingConfig
 from scaler.config.common.worker import WorkerConfig
 from scaler.config.common.worker_manager import WorkerManagerConfig
 from scaler.config.section.aws_hpc_worker_manager import AWSBatchWorkerManagerConfig
-from tests.examples.on_aws_batch import EXAMPLE
+from tests.examples.on_aws_batch import EXAMPLE, led_to
 from tests.examples.pages import Block, Page, Reader
 from tests.lab import labs
+
+from batchport.store import open_store
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -93,6 +100,59 @@ def reader(account: Mapping[str, str], swaps: Mapping[str, str], site: Path, tmp
 @pytest.mark.parametrize("section", ["Look whether it will work", "Run functions", "When a call fails"])
 def test_a_section_shows_what_a_reader_sees(reader: Reader, section: str) -> None:
     reader.follow(section)
+
+
+def test_the_region_that_a_reader_exports_and_that_jobs_have_is_boto3s_and_the_stores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """https://docs.aws.amazon.com/sdkref/latest/guide/feature-region.html: the tools disagree on the variable's name."""
+    (exported,) = (each for each in PAGE.blocks("Credentials and region") if "REGION" in each.text)
+    (of_reader,) = re.findall(r"^\$ export (\w+)=us-east-1$", exported.text, re.MULTILINE)
+    (definition,) = (each for each in PAGE.blocks("Prepare the account") if each.title == "definition.json")
+    (of_jobs,) = json.loads(definition.text)["containerProperties"]["environment"]
+    monkeypatch.setenv("HOME", "/no/such/folder")
+    for variable in (of_reader, of_jobs["name"]):
+        with asked_regions() as (url, regions):
+            keys = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "k"}
+            with led_to({**keys, variable: "eu-west-1"}):
+                Adapter(Options()).open("tests")
+                open_store("s3://ann-jobs/batchport").get("nothing")
+            assert regions == {"batch": "eu-west-1", "s3": "eu-west-1"}, variable
+
+
+@contextmanager
+def asked_regions() -> Iterator[tuple[str, dict[str, str]]]:
+    """Run a server that has nothing; yield its address, and the region that each service's requests were signed for.
+
+    https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html
+    """
+    regions: dict[str, str] = {}
+
+    class Nothing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.answer(404)
+
+        def do_POST(self) -> None:
+            self.answer(200)
+
+        def answer(self, code: int) -> None:
+            _, _, region, service, _ = self.headers["Authorization"].partition("Credential=")[2].split("/", 4)
+            regions[service] = region
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(code)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Nothing) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", regions
+        finally:
+            server.shutdown()
 
 
 def test_the_image_is_built_as_its_dockerfile_says() -> None:
