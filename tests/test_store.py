@@ -303,6 +303,15 @@ def test_keys_in_variables_come_first_and_boto3_is_not_imported(
     assert open_store(files_of_aws).names("w") == ["a"]
 
 
+@pytest.mark.usefixtures("s3")
+def test_what_s3_says_of_a_refused_call_is_told_without_its_xml() -> None:
+    store = open_store("s3://there-is-none/folder")
+    for call in (lambda: store.put("w/birth", b"12345678"), lambda: store.names("w")):
+        with pytest.raises(StoreError) as told:
+            call()
+        assert str(told.value).endswith("404 Not Found: NoSuchBucket, The specified bucket does not exist")
+
+
 def test_a_writer_that_is_killed_half_way_leaves_nothing_that_is_listed(tmp_path: Path) -> None:
     done = subprocess.run((sys.executable, "-c", KILLED, str(tmp_path)), check=False)
     assert done.returncode == -signal.SIGKILL

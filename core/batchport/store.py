@@ -215,7 +215,7 @@ class ObjectStore(Store):
                 **(_from_files_of_aws() if self.url.startswith("s3:") else {}),
             )
         except (exceptions.BaseError, ValueError) as error:
-            message = f"the store {url} cannot be opened: {_first_line(error)}"
+            message = f"the store {url} cannot be opened: {_in_a_line(error)}"
             raise UsageError(message) from error
 
     def put(self, key: str, data: bytes, *, create: bool = False) -> bool:
@@ -274,7 +274,7 @@ class ObjectStore(Store):
             raise self._error("delete", "objects", error) from error
 
     def _error(self, what: str, key: str, error: Exception) -> StoreError:
-        return StoreError(f"the store {self.url} cannot {what} {key}: {_first_line(error)}")
+        return StoreError(f"the store {self.url} cannot {what} {key}: {_in_a_line(error)}")
 
 
 def _plain_http() -> bool:
@@ -314,8 +314,14 @@ def _from_files_of_aws() -> dict[str, Any]:
         raise UsageError(message) from error
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]  # obstore's others are how Rust would print it
+def _in_a_line(error: Exception) -> str:
+    """Return obstore's first line, and what the server's XML says where that breaks off in it.
+
+    Further lines are how Rust would print the error. https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+    """
+    first, _, others = str(error).partition("\n")
+    code, words = (others.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0] for tag in ("Code", "Message"))
+    return first.partition("<?xml")[0] + f"{code}, {words}" if code and words else first
 
 
 def _minute() -> Any:
