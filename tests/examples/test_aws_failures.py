@@ -284,7 +284,7 @@ def test_a_definition_that_is_gone_stops_submitting_in_words_until_there_is_one_
         future = executor.submit(pow, 2, 4)
         until(
             "it to be told",
-            lambda: told(caplog, "the backend can't be used: ", "job definition goes, image None: none"),
+            lambda: told(caplog, "the backend can't be used: ", "job definition goes: none"),
         )
         assert not future.done()
         calls.define("goes", image=lab["containerProperties"]["image"])

@@ -105,7 +105,7 @@ def test_a_section_shows_what_a_reader_sees(reader: Reader, section: str) -> Non
 def test_the_region_that_a_reader_exports_and_that_jobs_have_is_boto3s_and_the_stores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """https://docs.aws.amazon.com/sdkref/latest/guide/feature-region.html: the tools disagree on the variable's name."""
+    """The variable has two names. https://docs.aws.amazon.com/sdkref/latest/guide/feature-region.html."""
     (exported,) = (each for each in PAGE.blocks("Credentials and region") if "REGION" in each.text)
     (of_reader,) = re.findall(r"^\$ export (\w+)=us-east-1$", exported.text, re.MULTILINE)
     (definition,) = (each for each in PAGE.blocks("Prepare the account") if each.title == "definition.json")

@@ -145,7 +145,21 @@ def test_what_an_error_means(error: Exception, kind: type[Exception]) -> None:
     """https://docs.aws.amazon.com/batch/latest/APIReference/CommonErrors.html."""
     means = meaning(error, "submit_job")
     assert type(means) is kind, "one of boto3's is looked up by the job's name, since the job may be there"
-    assert str(means) == str(error)
+    assert str(means).partition(" -> ")[0] == str(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (exceptions.NoRegionError(), "Set AWS_DEFAULT_REGION"),
+        (exceptions.NoCredentialsError(), "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        (exceptions.ProfileNotFound(profile="x"), "Give the option `profile`"),
+        (exceptions.EndpointConnectionError(**URL), "Look whether this machine reaches that address"),
+        (exceptions.ConnectTimeoutError(**URL), "Look whether this machine reaches that address"),
+    ],
+)
+def test_an_error_whose_words_leave_open_what_to_do_says_it(error: Exception, advice: str) -> None:
+    assert str(meaning(error, "describe_jobs")).startswith(f"{error} -> {advice}")
 
 
 def test_what_is_no_submit_can_be_asked_again() -> None:

@@ -13,10 +13,10 @@ from batchport import BackendUnusableError, BatchportError, Check, RejectedJobEr
 from .options import Options
 
 
-def checks(options: Options, ask: Callable[..., Any]) -> Iterator[Check]:
+def checks(options: Options, ask: Callable[..., Any], region: str) -> Iterator[Check]:
     """Look at the credentials, the queue and its compute environments, the job definition and its image."""
     try:
-        yield Check(f"credentials of {ask('sts', 'get_caller_identity')['Arn']}", ok=True)
+        yield Check(f"credentials of {ask('sts', 'get_caller_identity')['Arn']}, in the region {region}", ok=True)
         yield from needed(options, ask)
         for queue in ask("batch", "describe_job_queues", jobQueues=[options.queue])["jobQueues"]:
             names = [each["computeEnvironment"] for each in queue["computeEnvironmentOrder"]]
@@ -29,22 +29,24 @@ def checks(options: Options, ask: Callable[..., Any]) -> Iterator[Check]:
 def needed(options: Options, ask: Callable[..., Any]) -> Iterator[Check]:
     """Look at what every job needs: the queue, and the newest active revision of the job definition, and its image."""
     queues = ask("batch", "describe_job_queues", jobQueues=[options.queue])["jobQueues"]
-    for each in queues or [{"state": "not there"}]:
+    for each in queues or [{"state": "not in this account and region"}]:
         yield looked_at(f"job queue {each.get('jobQueueArn', options.queue)}", each)
-        is_well = not queues or bool(options.share) == ("schedulingPolicyArn" in each)
+    for each in queues:
+        is_well = bool(options.share) == ("schedulingPolicyArn" in each)
         yield Check("the option `share`", is_well, "it is for queues with a fair-share policy, and these need it")
     name, _, revision = options.definition.rpartition("/")[2].partition(":")
     found = ask("batch", "describe_job_definitions", jobDefinitionName=name, status="ACTIVE")["jobDefinitions"]
     active = {each["revision"]: each for each in found if revision in {"", str(each["revision"])}}
     image = active[max(active)].get("containerProperties", {}).get("image") if active else None
-    advice = "none is ACTIVE that has containerProperties: register one, or give the option `definition`"
-    yield Check(f"job definition {options.definition}, image {image}", ok=bool(image), advice=advice)
+    what = f"job definition {options.definition}"
+    advice = "none is ACTIVE here that has containerProperties: register one, or give the option `definition`"
+    yield Check(f"{what}, image {image}" if image else what, ok=bool(image), advice=advice)
 
 
 def looked_at(what: str, each: dict[str, Any]) -> Check:
     """Look at the state and the status of something that takes jobs."""
     said = ", ".join(filter(None, (each.get("state", "ENABLED"), each.get("status"), each.get("statusReason"))))
-    return Check(what, said.startswith("ENABLED, VALID"), f"it is {said}: mend that, or give others in the options")
+    return Check(what, said.startswith("ENABLED, VALID"), f"it is {said}: mend that, or name others in the options")
 
 
 def whose_fault(error: RejectedJobError, options: Options, ask: Callable[..., Any]) -> BatchportError:

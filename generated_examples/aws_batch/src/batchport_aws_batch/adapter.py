@@ -135,7 +135,7 @@ class Adapter(BatchWorkerAdapterBase):
         return f"{job_id}:{index}"
 
     def check(self) -> Iterable[Check]:
-        return checks(self.options, self.ask)
+        return checks(self.options, self.ask, self.clients["batch"].meta.region_name)
 
     def close(self) -> None:
         vars(self).pop("clients", None)  # their connections go with them

@@ -53,18 +53,41 @@ https://docs.aws.amazon.com/AmazonECS/latest/developerguide/stopped-task-error-c
 https://repost.aws/knowledge-center/ecs-resolve-outofmemory-errors
 https://docs.aws.amazon.com/cdk/api/v2/docs/aws-cdk-lib.aws_batch.CustomReason.html (Host EC2)"""
 
-ERRORS: tuple[tuple[str, type[BatchportError]], ...] = (
-    ("429|Throttl|TooManyRequests|RequestLimitExceeded|ConnectTimeout|EndpointConnection", TransientBackendError),
+ERRORS: tuple[tuple[str, type[BatchportError], str], ...] = (
+    ("429|Throttl|TooManyRequests|RequestLimitExceeded", TransientBackendError, ""),
+    (
+        "ConnectTimeout|EndpointConnection",
+        TransientBackendError,
+        " -> Look whether this machine reaches that address, and whether the region in it is right",
+    ),
+    (
+        "NoRegion",
+        BackendUnusableError,
+        " -> Set AWS_DEFAULT_REGION (boto3 does not read AWS_REGION), or give the option `region`",
+    ),
+    (
+        "NoCred",
+        BackendUnusableError,
+        " -> Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this machine a role",
+    ),
+    (
+        "Profile",
+        BackendUnusableError,
+        " -> Give the option `profile`, or AWS_PROFILE, a name that `aws configure list-profiles` prints",
+    ),
     (
         "401|403|Access|Expired|RequestExp|Incomplete|Invalid(Client|Sign)|Missing|NotAuth|OptIn|Sign",
         BackendUnusableError,
+        "",
     ),
-    ("Unrecog|Unauthor|(No|Partial)?Cred|(No|Invalid)Region|Profile|Token|NoAuthToken|SSO|Login", BackendUnusableError),
-    ("413|ClientExc|Malformed|ParamValid|Validation|RequestEntityTooLarge|ResourceNotFound", RejectedJobError),
+    ("Unrecog|Unauthor|(Partial)?Cred|InvalidRegion|Token|NoAuthToken|SSO|Login", BackendUnusableError, ""),
+    ("413|ClientExc|Malformed|ParamValid|Validation|RequestEntityTooLarge|ResourceNotFound", RejectedJobError, ""),
 )
-"""How AWS's code for an error begins, or botocore's class, and what that means; the first counts. What is not here is
-ambiguous for a submit: 5xx, RequestAborted, RequestTimeout, ReadTimeoutError, ConnectionClosedError.
-https://docs.aws.amazon.com/batch/latest/APIReference/CommonErrors.html and API_SubmitJob.html"""
+"""How AWS's code for an error begins, or botocore's class, what that means, and what to do where its own words leave
+that open; the first counts. What is not here is ambiguous for a submit: 5xx, RequestAborted, RequestTimeout,
+ReadTimeoutError, ConnectionClosedError.
+https://docs.aws.amazon.com/batch/latest/APIReference/CommonErrors.html and API_SubmitJob.html
+https://docs.aws.amazon.com/sdkref/latest/guide/feature-region.html"""
 
 
 def meaning(error: Exception, operation: str) -> Exception:
@@ -74,8 +97,8 @@ def meaning(error: Exception, operation: str) -> Exception:
     """
     return next(
         (
-            kind(str(error))
-            for words, kind in ERRORS
+            kind(f"{error}{advice}")
+            for words, kind, advice in ERRORS
             if re.match(rf"(\w+: An error occurred \()?({words})", f"{type(error).__name__}: {error}")
         ),
         error if operation == "submit_job" else TransientBackendError(str(error)),
