@@ -30,6 +30,7 @@ from batchport.testing.aws import AwsSimulator
 __all__ = [
     "EXAMPLE",
     "SettlesIn",
+    "built",
     "executor_on",
     "failure_of",
     "led_to",
@@ -72,7 +73,6 @@ def runner_image(folder: Path) -> Iterator[str]:
 
     Its requirements are this environment's versions: the lock that the Dockerfile's first lines make is a user's own.
     """
-    env = labs.engine()
     context = folder / "runner"
     context.mkdir()
     shutil.copy(EXAMPLE / "runner" / "Dockerfile", context)
@@ -80,7 +80,14 @@ def runner_image(folder: Path) -> Iterator[str]:
     (context / "requirements.txt").write_text("".join(pinned), encoding="utf-8")
     uv = (str(Path(sys.executable).parent / "uv"), "build", "--quiet", "--wheel", "--out-dir", str(context / "wheels"))
     _run(*uv, str(ROOT), env=dict(os.environ))
-    tag = f"test-{uuid4().hex}"
+    with built(context) as tag:
+        yield tag
+
+
+@contextmanager
+def built(context: Path) -> Iterator[str]:
+    """Build the Dockerfile of a folder on the standing engine, and yield the image's name; remove it then."""
+    env, tag = labs.engine(), f"test-{uuid4().hex}"
     _run("/usr/bin/docker", "build", "--network=host", "--tag", tag, str(context), env=env)
     try:
         yield tag

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pytest
 from batchport_aws_batch.options import Options
 from tests.examples.on_aws_batch import (
     SettlesIn,
+    built,
     executor_on,
     failure_of,
     led_to,
@@ -34,6 +36,7 @@ from tests.lab import labs
 from tests.lab.aws_calls import Calls
 
 from batchport import BatchExecutor, BatchWorker, Blob, Failure, Outcome, Reason, Task
+from batchport.envelope import Envelope
 from batchport.store import open_store
 from batchport.testing.aws import AwsSimulator
 
@@ -44,10 +47,15 @@ Make = Callable[..., BatchExecutor]
 
 
 @pytest.fixture(scope="module")
-def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsSimulator]:
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with runner_image(tmp_path_factory.mktemp("image")) as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
+def aws(image: str) -> Iterator[AwsSimulator]:
     """Give this module an AWS that it may break, whose jobs are containers with batchport in them."""
     with (
-        runner_image(tmp_path_factory.mktemp("image")) as image,
         labs.own_aws(executor="docker", image=image, min_timeout_s=1) as simulator,
         led_to(simulator.env),
     ):
@@ -206,6 +214,39 @@ def test_a_python_that_is_not_in_the_image_is_named(make: Make) -> None:
         "AWS Batch says FAILED, Task failed to start, CannotStartContainerError: Error response from"
     )
     assert "python9" in said
+
+
+def test_an_image_with_another_python_than_the_clients_names_both(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The payload is as a client with that Python makes it."""
+    monkeypatch.setattr("batchport.worker.payload.Envelope", partial(Envelope, python="3.9"))
+    failed = failure(make(), nothing)
+    assert failed.reason is Reason.ENVIRONMENT
+    said = "The task was pickled by Python 3.9, and the job runs Python 3.11, which cannot run its code."
+    assert failed.message == said
+    assert "build the jobs' image with it" in failed.advice
+
+
+def test_an_image_with_another_cloudpickle_than_the_clients_names_both(
+    make: Make, calls: Calls, image: str, tmp_path: Path
+) -> None:
+    other = f"FROM {image}\nUSER root\nRUN pip install --quiet --no-deps cloudpickle==2.2.1\nUSER job\n"
+    (tmp_path / "Dockerfile").write_text(other, encoding="utf-8")
+    with built(tmp_path) as tag:
+        calls.define("other-cloudpickle", image=tag)
+        failed = failure(make(adapter=SettlesIn(3, Options("lab", "other-cloudpickle"))), nothing)
+    ours = cloudpickle.__version__
+    assert failed.reason is Reason.ENVIRONMENT
+    assert failed.message == (
+        f"The task was pickled by cloudpickle {ours}, and the job has cloudpickle 2.2.1, which cannot read it."
+    )
+    assert failed.advice == f"Install cloudpickle=={ours} in the job's Python."
+
+
+def test_an_image_without_batchport_is_told_in_its_pythons_words(make: Make, calls: Calls) -> None:
+    calls.define("no-batchport", image="python:3.11-slim")
+    failed = failure(make(adapter=SettlesIn(3, Options("lab", "no-batchport"))), nothing)
+    assert failed.reason is Reason.RUNNER_CRASH
+    assert "No module named 'batchport'" in failed.evidence
 
 
 def test_a_job_that_somebody_terminates_is_cancelled_in_their_words(make: Make, calls: Calls) -> None:

@@ -383,7 +383,10 @@ def test_another_python_is_refused_before_anything_is_unpickled(job: Job) -> Non
     assert told(job.fields("evidence")) == (
         "ENVIRONMENT",
         f"The task was pickled by Python 3.9, and the job runs Python {here}, which cannot run its code.",
-        "Set the worker's `python` to an interpreter of that version, or submit from a Python of the job's.",
+        (
+            "Set the worker's `python` to an interpreter of that version, build the jobs' image with it, or submit "
+            "from a Python of the job's."
+        ),
     )
     assert job.fields("evidence", 1)["evidence"] == HERE
 

@@ -27,7 +27,10 @@ _LONGEST = 64 << 10
 _RESEND = (
     "The store lost or changed what the worker wrote: submit the task again, and check the store if it happens again"
 )
-_SAME_PYTHON = "Set the worker's `python` to an interpreter of that version, or submit from a Python of the job's"
+_SAME_PYTHON = (
+    "Set the worker's `python` to an interpreter of that version, build the jobs' image with it, or submit from a "
+    "Python of the job's"
+)
 
 
 class Report(NamedTuple):
