@@ -26,7 +26,7 @@ from scaler.config.common.worker import WorkerConfig
 from scaler.config.common.worker_manager import WorkerManagerConfig
 from scaler.config.section.aws_hpc_worker_manager import AWSBatchWorkerManagerConfig
 from tests.examples.on_aws_batch import EXAMPLE, led_to
-from tests.examples.pages import Block, Page, Reader
+from tests.examples.pages import ROOT, Block, Page, Reader
 from tests.lab import labs
 
 from batchport.store import open_store
@@ -57,7 +57,7 @@ def swaps(account: Mapping[str, str]) -> Mapping[str, str]:
     return {
         "aws iam": f"{COMMAND_LINE} iam",
         "aws batch": f"{COMMAND_LINE} batch",
-        "aws s3api": f"{COMMAND_LINE} s3api",
+        "aws s3 mb": f"{COMMAND_LINE} s3 mb",
         # AWS has a role of its own for that where none is given; moto wants one.
         '"type": "MANAGED",': f'"type": "MANAGED", "serviceRole": "{iam.get_role(RoleName="lab")["Role"]["Arn"]}",',
         "subnet-0123456789abcdef0": ec2.describe_subnets()["Subnets"][0]["SubnetId"],
@@ -82,7 +82,7 @@ def site(account: Mapping[str, str], swaps: Mapping[str, str], tmp_path_factory:
     reader = Reader(PAGE, folder, account, folder / "site", swaps=swaps)
     (install,) = PAGE.blocks("Install")
     first, *others = install.commands
-    assert first == ("pip install 'batchport[cli]'", "")
+    assert first == ("pip install 'batchport[cli] @ git+URL-OF-BATCHPORT'", "")
     for command, shown in others:
         reader.run(command, shown)
     for section in ("Prepare the account", "What the adapter may do"):
@@ -197,6 +197,9 @@ def allowed(policy: Block) -> set[str]:
 def test_the_pages_say_that_it_was_never_run_on_aws() -> None:
     said = {"aws-batch.md": "Never run on AWS itself", "moving-from-scalers-aws-manager.md": "run on AWS itself"}
     assert all(words in Page(name).text for name, words in said.items())
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert "never run on AWS itself" in readme
+    assert "docs/aws-batch.md#verify-it-on-your-account" in readme
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ NODE = {"on n1": r"on\ n\d"}
 def site(slurm: Env, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install what the page says, with this checkout as batchport, and look at it by `batchport doctor`."""
     folder = tmp_path_factory.mktemp("install")
-    reader, first = Reader(PAGE, folder, slurm, folder / "site"), "pip install 'batchport[scaler,cli]'"
+    reader = Reader(PAGE, folder, slurm, folder / "site")
+    first = "pip install 'batchport[scaler,cli] @ git+URL-OF-BATCHPORT'"
     for block in PAGE.blocks("Install"):
         assert block.commands[0] == (first, "")
         for command, shown in block.commands[1:]:

@@ -66,7 +66,7 @@ def test_the_commands_of_the_dockerfile_make_what_it_copies(scaffold: Path, envi
     (wheel,) = (scaffold / "runner/wheels").iterdir()
     assert wheel.name.startswith("batchport-")
 
-    # docker is not there to build the image; what its RUN lines install can be installed all the same
+    # No container engine is needed here: what the image's RUN lines install can be installed all the same.
     install = ("uv", "pip", "install", "--python", "image")
     for command in (
         ("uv", "venv", "image"),
