@@ -303,6 +303,15 @@ def test_keys_in_variables_come_first_and_boto3_is_not_imported(
     assert open_store(files_of_aws).names("w") == ["a"]
 
 
+def test_where_there_are_no_credentials_that_is_said(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", "/no/such/folder")
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(StoreError, match="No credentials are in variables or files of AWS's, and this machine"):
+        open_store(s3).names("w")
+
+
 @pytest.mark.usefixtures("s3")
 def test_what_s3_says_of_a_refused_call_is_told_without_its_xml() -> None:
     store = open_store("s3://there-is-none/folder")

@@ -318,8 +318,12 @@ def _in_a_line(error: Exception) -> str:
     """Return obstore's first line, and what the server's XML says where that breaks off in it.
 
     Further lines are how Rust would print the error. https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+    Without credentials obstore asks the machine for those of its role, and then tells of that address alone:
+    https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html
     """
     first, _, others = str(error).partition("\n")
+    if "/latest/api/token" in first:
+        return f"{first}. No credentials are in variables or files of AWS's, and this machine seems to have no role"
     code, words = (others.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0] for tag in ("Code", "Message"))
     return first.partition("<?xml")[0] + f"{code}, {words}" if code and words else first
 

@@ -152,7 +152,7 @@ def test_what_an_error_means(error: Exception, kind: type[Exception]) -> None:
     ("error", "advice"),
     [
         (exceptions.NoRegionError(), "Set AWS_DEFAULT_REGION"),
-        (exceptions.NoCredentialsError(), "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        (exceptions.NoCredentialsError(), "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
         (exceptions.ProfileNotFound(profile="x"), "Give the option `profile`"),
         (exceptions.EndpointConnectionError(**URL), "Look whether this machine reaches that address"),
         (exceptions.ConnectTimeoutError(**URL), "Look whether this machine reaches that address"),

@@ -68,7 +68,7 @@ ERRORS: tuple[tuple[str, type[BatchportError], str], ...] = (
     (
         "NoCred",
         BackendUnusableError,
-        " -> Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this machine a role",
+        " -> Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this machine a role",
     ),
     (
         "Profile",
