@@ -129,6 +129,7 @@ URL = {"endpoint_url": "https://batch.us-east-1.amazonaws.com", "error": "its wo
         (exceptions.ProfileNotFound(profile="its words"), BackendUnusableError),
         (exceptions.TokenRetrievalError(provider="sso", error_msg="its words"), BackendUnusableError),
         (exceptions.CredentialRetrievalError(provider="x", error_msg="its words"), BackendUnusableError),
+        (exceptions.RefreshWithMFAUnsupportedError(), BackendUnusableError),
         (answer("ClientException", 400), RejectedJobError),
         (answer("ValidationException", 400), RejectedJobError),
         (exceptions.ParamValidationError(report="its words"), RejectedJobError),
@@ -139,6 +140,7 @@ URL = {"endpoint_url": "https://batch.us-east-1.amazonaws.com", "error": "its wo
         (answer("RequestTimeoutException", 408), exceptions.ClientError),
         (exceptions.ReadTimeoutError(**URL), exceptions.ReadTimeoutError),
         (exceptions.ConnectionClosedError(**URL), exceptions.ConnectionClosedError),
+        (exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2), exceptions.IncompleteReadError),
     ],
 )
 def test_what_an_error_means(error: Exception, kind: type[Exception]) -> None:

@@ -76,11 +76,15 @@ ERRORS: tuple[tuple[str, type[BatchportError], str], ...] = (
         " -> Give the option `profile`, or AWS_PROFILE, a name that `aws configure list-profiles` prints",
     ),
     (
-        "401|403|Access|Expired|RequestExp|Incomplete|Invalid(Client|Sign)|Missing|NotAuth|OptIn|Sign",
+        "401|403|Access|Expired|RequestExp|IncompleteSig|Invalid(Client|Sign)|Missing|NotAuth|OptIn|Sign",
         BackendUnusableError,
         "",
     ),
-    ("Unrecog|Unauthor|(Partial)?Cred|InvalidRegion|Token|NoAuthToken|SSO|Login", BackendUnusableError, ""),
+    (
+        "Unrecog|Unauthor|(Partial)?Cred|InvalidRegion|RefreshWithMFA|Token|NoAuthToken|SSO|Login",
+        BackendUnusableError,
+        "",
+    ),
     ("413|ClientExc|Malformed|ParamValid|Validation|RequestEntityTooLarge|ResourceNotFound", RejectedJobError, ""),
 )
 """How AWS's code for an error begins, or botocore's class, what that means, and what to do where its own words leave
