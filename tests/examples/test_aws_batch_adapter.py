@@ -16,7 +16,16 @@ from tests.examples.on_aws_batch import led_to
 from tests.lab import labs
 from tests.lab.aws_calls import Calls
 
-from batchport import BackendUnusableError, JobSpec, JobState, JobStatus, Reason, RejectedJobError, Resources
+from batchport import (
+    BackendUnusableError,
+    JobSpec,
+    JobState,
+    JobStatus,
+    Reason,
+    RejectedJobError,
+    Resources,
+    TransientBackendError,
+)
 from batchport.testing.aws import AwsSimulator
 from batchport.testing.fault_proxy import FaultProxy
 
@@ -224,6 +233,26 @@ def test_of_120_jobs_each_is_cancelled_though_a_call_takes_50(adapter: Adapter, 
     adapter.close()  # its next clients go through the proxy
     adapter.cancel_jobs([f"unknown-{number}" for number in range(120)])
     assert proxy.count("terminatejobs") == 3
+
+
+def test_a_job_that_cannot_be_ended_is_told_once_the_others_are_ended(adapter: Adapter) -> None:
+    """https://docs.aws.amazon.com/batch/latest/APIReference/API_TerminateJobsErrorDetail.html."""
+    ended: list[str] = []
+
+    class Batch:
+        def can_paginate(self, operation: str) -> bool:
+            return False
+
+        def terminate_jobs(self, jobs: list[str], reason: str) -> Any:
+            ended.extend(jobs)
+            denied = [{"job": "0", "code": "AccessDenied", "message": "its words"}]
+            return {"successful": jobs, "errors": denied if "0" in jobs else []}
+
+    adapter.clients["batch"] = Batch()
+    jobs = [str(number) for number in range(120)]
+    with pytest.raises(TransientBackendError, match="its words"):
+        adapter.cancel_jobs(jobs)
+    assert ended == jobs
 
 
 @pytest.mark.parametrize("fault", ["500-after", "reset-after"])

@@ -107,10 +107,13 @@ class Adapter(BatchWorkerAdapterBase):
         self.cancel_jobs([job_id])
 
     def cancel_jobs(self, job_ids: Sequence[str]) -> None:
-        # CancelJobs would leave alone what is STARTING or RUNNING.
-        for some in (list(job_ids[start : start + 50]) for start in range(0, len(job_ids), 50)):
-            if errors := self.ask("batch", "terminate_jobs", jobs=some, reason="cancelled by batchport").get("errors"):
-                raise TransientBackendError(f"AWS Batch did not terminate {errors}")
+        # CancelJobs would leave alone what is STARTING or RUNNING. A job that can't be ended must not keep the others.
+        if errors := [
+            error
+            for some in (list(job_ids[start : start + 50]) for start in range(0, len(job_ids), 50))
+            for error in self.ask("batch", "terminate_jobs", jobs=some, reason="cancelled by batchport")["errors"]
+        ]:
+            raise TransientBackendError(f"AWS Batch did not terminate {errors}")
 
     def find_jobs(self, names: Sequence[str]) -> Iterable[tuple[str, str]]:
         return [
