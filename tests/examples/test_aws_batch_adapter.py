@@ -145,6 +145,40 @@ def test_a_first_child_that_ends_between_two_calls_does_not_end_its_array(adapte
     assert (status.job_id, status.state, status.reason) == ("7", JobState.QUEUED, None)
 
 
+class Array:
+    """Batch, with one array that is over: the first child met its time-out, the second ended well."""
+
+    def __init__(self, status: str, counted: dict[str, int]) -> None:
+        self.array = {"jobId": "7", "jobName": "fit-1", "status": status, "timeout": {"attemptDurationSeconds": 60}}
+        self.array["arrayProperties"] = {"size": 2, "statusSummary": counted}
+
+    def can_paginate(self, operation: str) -> bool:
+        return False
+
+    def describe_jobs(self, jobs: list[str]) -> Any:
+        return {"jobs": [self.array]}
+
+    def list_jobs(self, arrayJobId: str, jobStatus: str) -> Any:  # noqa: N803 - boto3's words
+        index, ran_ms = {"FAILED": (0, 60_000), "SUCCEEDED": (1, 10)}[jobStatus]
+        child = {"jobId": f"{arrayJobId}:{index}", "jobName": "fit-1", "status": jobStatus}
+        return {"jobSummaryList": [child | {"startedAt": 1000, "stoppedAt": 1000 + ran_ms}]}
+
+
+def test_a_child_that_met_the_timeout_says_so_though_a_listing_leaves_timeouts_out(adapter: Adapter) -> None:
+    """https://docs.aws.amazon.com/batch/latest/APIReference/API_JobSummary.html and API_SubmitJob.html, timeout."""
+    adapter.clients["batch"] = Array("PENDING", {"FAILED": 1, "RUNNING": 1})
+    assert said(adapter, "7")["7:0"].reason is Reason.TIMEOUT
+
+
+@pytest.mark.parametrize("counted", [{"FAILED": 1, "SUCCEEDED": 1}, {"FAILED": 1, "RUNNING": 1}, {"RUNNING": 2}])
+def test_a_failed_array_does_not_speak_for_its_children_though_their_sum_is_old(
+    adapter: Adapter, counted: dict[str, int]
+) -> None:
+    """https://docs.aws.amazon.com/batch/latest/APIReference/API_ArrayPropertiesDetail.html, the time of its sum."""
+    adapter.clients["batch"] = Array("FAILED", counted)
+    assert states(said(adapter, "7"), "7:0", "7:1") == [JobState.FAILED, JobState.SUCCEEDED]
+
+
 # Whose fault a refusal is. https://docs.aws.amazon.com/batch/latest/APIReference/API_SubmitJob.html
 
 

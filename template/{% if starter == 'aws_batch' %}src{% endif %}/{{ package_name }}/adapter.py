@@ -95,13 +95,16 @@ class Adapter(BatchWorkerAdapterBase):
             (array := first["jobId"].partition(":")[0]): jobs[array] | {"statusReason": first.get("statusReason")}
             for first in self.describe([f"{each}:0" for each in jobs if children(jobs[each]) == {"RUNNABLE"}])
         }
-        # An array speaks for its children, but not for those that failed, nor, once it has failed, for the others.
+        # An array speaks for its children, but not for those that failed, nor, once it has failed, for the others:
+        # their sum may be older than its own state. A listing leaves out the timeout, which is the array's.
         apart = (
-            self.ask("batch", "list_jobs", arrayJobId=each, jobStatus=state)["jobSummaryList"]
+            {"timeout": job.get("timeout", {}), **child}
             for each, job in jobs.items()
-            for state in children(job) & {"FAILED", "SUCCEEDED" if job["status"] == "FAILED" else "FAILED"}
+            for state in ({"FAILED", "SUCCEEDED"} if job["status"] == "FAILED" else {"FAILED"} & children(job))
+            if children(job)
+            for child in self.ask("batch", "list_jobs", arrayJobId=each, jobStatus=state)["jobSummaryList"]
         )
-        return [status(job) for job in chain(jobs.values(), *apart)]
+        return [status(job) for job in chain(jobs.values(), apart)]
 
     def cancel_job(self, job_id: str) -> None:
         self.cancel_jobs([job_id])
