@@ -213,6 +213,21 @@ def test_a_job_that_asks_for_nothing_leaves_the_choice_to_the_definition() -> No
     }
 
 
+def test_what_extra_removes_is_not_asked_for_also_among_the_overrides() -> None:
+    extra = {"retryStrategy": None, "containerOverrides": {"resourceRequirements": None}}
+    asked = Adapter(Options()).request(JobSpec("fit-1", "fit", COMMAND, {}, Resources(extra=extra)))
+    assert "retryStrategy" not in asked
+    assert asked["containerOverrides"] == {"command": ["python", "-m", "batchport.runner"], "environment": []}
+
+
+@pytest.mark.parametrize("word", ["jobQueue", "jobName"])
+def test_a_job_that_would_not_be_found_again_is_refused(word: str) -> None:
+    """After an answer that never came it would be submitted a second time."""
+    need = Resources(extra={word: "another"})
+    with pytest.raises(RejectedJobError, match=f"{word} can.t be in `extra`"):
+        Adapter(Options()).submit_job(JobSpec("fit-1", "fit", COMMAND, {}, need))
+
+
 def test_a_time_limit_below_a_minute_is_a_minute() -> None:
     """https://docs.aws.amazon.com/batch/latest/APIReference/API_JobTimeout.html."""
     asked = Adapter(Options()).request(JobSpec("fit-1", "fit", COMMAND, {}, Resources(time_limit_s=1)))

@@ -53,6 +53,9 @@ class Adapter(BatchWorkerAdapterBase):
         self.ask("batch", "describe_job_queues", jobQueues=[self.options.queue])  # is there a region, may we ask there?
 
     def submit_job(self, job: JobSpec) -> str:
+        # After an unclear answer it would not be found by its name, and made twice.
+        if own := job.resources.extra.keys() & {"jobName", "jobQueue"}:
+            raise RejectedJobError(f"{min(own)} can't be in `extra`: jobs are found by name, in the option `queue`")
         try:
             return str(self.ask("batch", "submit_job", **self.request(job))["jobId"])
         except RejectedJobError as error:
@@ -75,14 +78,18 @@ class Adapter(BatchWorkerAdapterBase):
                 "tags": dict(self.options.tags) or None,
                 **need.extra,
                 "containerOverrides": {
-                    "command": ["bash", "-c", job.script] if job.setup else list(job.command),
-                    "environment": [{"name": key, "value": job.env[key]} for key in job.env if not job.setup],
-                    "resourceRequirements": [
-                        {"type": kind, "value": str(amount)}
-                        for kind, amount in (("VCPU", need.cpus), ("MEMORY", need.memory_mib), ("GPU", need.gpus))
-                        if amount
-                    ],
-                    **need.extra.get("containerOverrides", {}),
+                    name: value
+                    for name, value in {
+                        "command": ["bash", "-c", job.script] if job.setup else list(job.command),
+                        "environment": [{"name": key, "value": job.env[key]} for key in job.env if not job.setup],
+                        "resourceRequirements": [
+                            {"type": kind, "value": str(amount)}
+                            for kind, amount in (("VCPU", need.cpus), ("MEMORY", need.memory_mib), ("GPU", need.gpus))
+                            if amount
+                        ],
+                        **need.extra.get("containerOverrides", {}),
+                    }.items()
+                    if value is not None
                 },
             }.items()
             if value is not None
@@ -153,10 +160,9 @@ class Adapter(BatchWorkerAdapterBase):
     def ask(self, service: str, operation: str, **asked: object) -> dict[str, Any]:
         """Call AWS, page by page where an answer has pages. Errors come as the contract's, in AWS's words."""
         try:
-            client = self.clients[service]
             return dict(
                 client.get_paginator(operation).paginate(**asked).build_full_result()
-                if client.can_paginate(operation)
+                if (client := self.clients[service]).can_paginate(operation)
                 else getattr(client, operation)(**asked)
             )
         except (BotoCoreError, ClientError) as error:
