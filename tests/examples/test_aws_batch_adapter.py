@@ -145,6 +145,13 @@ def test_a_first_child_that_ends_between_two_calls_does_not_end_its_array(adapte
     assert (status.job_id, status.state, status.reason) == ("7", JobState.QUEUED, None)
 
 
+def test_of_more_children_than_a_listing_shows_at_once_each_is_told(adapter: Adapter) -> None:
+    """A page has 1,000: https://docs.aws.amazon.com/batch/latest/APIReference/API_ListJobs.html, maxResults."""
+    array = adapter.submit_job(a_job("", size=1100, need=HUGE))
+    adapter.cancel_job(array)
+    assert set(said(adapter, array)) == {array, *(f"{array}:{index}" for index in range(1100))}
+
+
 class Array:
     """Batch, with one array that is over: the first child met its time-out, the second ended well."""
 
@@ -249,12 +256,46 @@ def test_a_definition_is_looked_at_by_its_name_its_revision_or_its_arn(aws: AwsS
     assert wrong.what == "job definition lab:2"
 
 
+WELL: dict[str, list[dict[str, Any]]] = {
+    "jobQueues": [{"state": "ENABLED", "status": "VALID", "computeEnvironmentOrder": [{"computeEnvironment": "lab"}]}],
+    "computeEnvironments": [{"computeEnvironmentName": "lab", "state": "ENABLED", "status": "VALID"}],
+    "jobDefinitions": [
+        {"revision": number, "containerProperties": {"image": f"img:{number}"}} for number in (9, 10, 8)
+    ],
+}
+"""What Batch says of an account where jobs can run; no server makes a queue that is not valid."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"), [("jobQueues", "job queue lab"), ("computeEnvironments", "compute environment lab")]
+)
+@pytest.mark.parametrize("broken", [{"state": "DISABLED"}, {"status": "INVALID", "statusReason": "CLIENT_ERROR - ..."}])
+def test_a_queue_and_its_compute_environments_must_be_enabled_and_valid(
+    kind: str, what: str, broken: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """https://docs.aws.amazon.com/batch/latest/userguide/invalid_compute_environment.html."""
+    adapter = Adapter(LAB)
+    answer = WELL | {kind: [WELL[kind][0] | broken]}
+    monkeypatch.setattr(adapter, "ask", lambda *_, **__: {"Arn": "me", **answer})
+    (wrong,) = [each for each in adapter.check() if not each.ok]
+    assert wrong.what == what
+    assert all(word in wrong.advice for word in broken.values())
+
+
+def test_the_image_that_is_looked_at_is_that_of_the_newest_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """https://docs.aws.amazon.com/batch/latest/APIReference/API_SubmitJob.html, jobDefinition."""
+    adapter = Adapter(LAB)
+    monkeypatch.setattr(adapter, "ask", lambda *_, **__: {"Arn": "me", **WELL})
+    assert "job definition lab, image img:10" in [each.what for each in adapter.check() if each.ok]
+
+
 # Calls. https://docs.aws.amazon.com/batch/latest/userguide/service_limits.html
 
 
-def test_the_limits_are_the_most_that_batch_takes(adapter: Adapter) -> None:
+def test_the_limits_are_the_most_that_batch_takes(aws: AwsSimulator, adapter: Adapter) -> None:
     """https://docs.aws.amazon.com/batch/latest/APIReference/API_SubmitJob.html, jobName and arrayProperties."""
     limits = adapter.limits
+    assert limits.submits_per_second == aws.settings.submits_per_second
     most = replace(a_job("", size=limits.array_size, need=HUGE), name="n" * limits.name_length)
     adapter.cancel_job(adapter.submit_job(most))
     for too_much in (replace(most, size=most.size + 1), replace(most, name=f"{most.name}n")):
