@@ -407,6 +407,25 @@ def test_listing_shows_running_jobs_or_those_of_a_name_in_any_state_and_no_child
     calls.batch.terminate_job(jobId=running, reason="over")
 
 
+def test_a_listing_is_of_a_queue_or_of_an_array_and_not_of_both(calls: Calls) -> None:
+    # https://docs.aws.amazon.com/batch/latest/APIReference/API_ListJobs.html
+    array = calls.run("true", arrayProperties={"size": 2})["jobId"]
+    for asked in ({}, {"jobQueue": calls.queue, "arrayJobId": array}):
+        with pytest.raises(ClientError):
+            calls.batch.list_jobs(**asked)
+
+
+def test_a_listing_by_definition_heeds_the_case(calls: Calls) -> None:
+    # https://docs.aws.amazon.com/batch/latest/APIReference/API_ListJobs.html, filters
+    job = calls.run("true", jobDefinition=calls.define("Listed", "true"))["jobId"]
+
+    def listed(value: str) -> list[str]:
+        wanted = {"jobQueue": calls.queue, "filters": [{"name": "JOB_DEFINITION", "values": [value]}]}
+        return [each["jobId"] for each in calls.batch.list_jobs(**wanted)["jobSummaryList"]]
+
+    assert [listed(value) for value in ("Listed", "Lis*", "listed", "lis*")] == [[job], [job], [], []]
+
+
 def test_a_listing_by_name_has_pages_of_100_at_most(calls: Calls) -> None:
     # https://docs.aws.amazon.com/batch/latest/APIReference/API_ListJobs.html, maxResults
     held = calls.submit("sleep", "60")

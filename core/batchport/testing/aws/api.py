@@ -82,7 +82,7 @@ class BatchCalls(BatchResponse):
         """See https://docs.aws.amazon.com/batch/latest/APIReference/API_ListJobs.html."""
         asked = self._asked
         filters = asked.get("filters") or []
-        rules.check_filters(filters)
+        rules.check_listing(asked, filters)
         jobs = [job for job in self._candidates(asked) if not job.forgotten]
         if filters and not asked.get("arrayJobId"):  # a jobStatus is ignored then, and children are not filtered
             jobs = [job for job in jobs if _passes(job, filters[0])]
@@ -136,11 +136,11 @@ class BatchCalls(BatchResponse):
 
 def _passes(job: BatchJob, wanted: dict[str, Any]) -> bool:
     kind, values = wanted["name"], wanted["values"]
-    if kind in {"JOB_NAME", "JOB_DEFINITION"}:  # whatever the case; an asterisk at the end is any ending
-        text = (job.job_name if kind == "JOB_NAME" else job.job_definition.name).lower()
-        return any(
-            text.startswith(value[:-1].lower()) if value.endswith("*") else text == value.lower() for value in values
-        )
+    if kind in {"JOB_NAME", "JOB_DEFINITION"}:  # an asterisk at the end is any ending
+        text = job.job_name if kind == "JOB_NAME" else job.job_definition.name
+        if kind == "JOB_NAME":  # whatever the case
+            text, values = text.lower(), [value.lower() for value in values]
+        return any(text.startswith(value[:-1]) if value.endswith("*") else text == value for value in values)
     created, limit = job.job_created_at.timestamp() * 1000, int(values[0])
     return created > limit if kind == "AFTER_CREATED_AT" else created < limit
 

@@ -23,8 +23,8 @@ __all__ = [
     "TOO_LONG",
     "TooManyRequestsError",
     "check_definition",
-    "check_filters",
     "check_ids",
+    "check_listing",
     "check_reason",
     "check_submission",
     "no_queue",
@@ -134,8 +134,10 @@ def check_ids(ids: list[str], most: int) -> None:
         raise _refused(f"Maximum number of jobs supported is  {most} .")  # (seen) for DescribeJobs, blanks and all
 
 
-def check_filters(filters: list[Any]) -> None:
-    """Check the filters of a ListJobs. https://docs.aws.amazon.com/batch/latest/APIReference/API_ListJobs.html."""
+def check_listing(asked: Parameters, filters: list[Any]) -> None:
+    """Check a ListJobs and its filters. https://docs.aws.amazon.com/batch/latest/APIReference/API_ListJobs.html."""
+    if bool(asked.get("jobQueue")) == bool(asked.get("arrayJobId")):
+        raise _refused("Specify either a job queue or an array job")  # (guess)
     if len(filters) > 1:
         raise _refused("Only one filter can be used at a time")  # (guess)
 
