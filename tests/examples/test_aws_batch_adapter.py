@@ -238,6 +238,22 @@ def test_a_queue_with_a_fair_share_policy_stops_all_jobs_without_the_option(aws:
         opened(Options("lab", "lab", share="mine")).submit_job(a_job(""))
 
 
+@pytest.mark.parametrize(
+    ("options", "own"),
+    [
+        (Options("lab", "there-is-none"), {"jobDefinition": "lab"}),
+        (Options("lab", "lab", share="mine"), {"shareIdentifier": None}),
+    ],
+)
+def test_a_job_with_a_definition_or_share_of_its_own_that_asks_for_too_much_is_rejected_alone(
+    aws: AwsSimulator, options: Options, own: dict[str, Any]
+) -> None:
+    adapter = opened(options)
+    with pytest.raises(RejectedJobError):
+        adapter.submit_job(a_job("", need=Resources(extra=own | {"retryStrategy": {"attempts": 11}})))
+    assert adapter.submit_job(a_job("", need=Resources(extra=own)))
+
+
 def test_a_definition_that_is_gone_stops_all_jobs(aws: AwsSimulator, calls: Calls) -> None:
     arn = calls.define("goes", "true")
     adapter = opened(Options("lab", "goes"))

@@ -59,7 +59,7 @@ class Adapter(BatchWorkerAdapterBase):
         try:
             return str(self.ask("batch", "submit_job", **self.request(job))["jobId"])
         except RejectedJobError as error:
-            raise whose_fault(error, self.options, self.ask) from error
+            raise whose_fault(error, job.resources.extra, self.options, self.ask) from error
 
     def request(self, job: JobSpec) -> dict[str, Any]:
         """Return what SubmitJob is asked for; the user's `extra` has the last word, and None there removes it."""

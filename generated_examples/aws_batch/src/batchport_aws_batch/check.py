@@ -5,12 +5,15 @@ https://docs.aws.amazon.com/batch/latest/userguide/troubleshooting.html
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from batchport import BackendUnusableError, BatchportError, Check, RejectedJobError
 
 from .options import Options
+
+OWN = {"jobDefinition": "job definition ", "shareIdentifier": "the option `share`"}
+"""What a job may bring along of its own, and how the look at what is for all jobs begins."""
 
 
 def checks(options: Options, ask: Callable[..., Any], region: str) -> Iterator[Check]:
@@ -49,7 +52,13 @@ def looked_at(what: str, each: dict[str, Any]) -> Check:
     return Check(what, said.startswith("ENABLED, VALID"), f"it is {said}: mend that, or name others in the options")
 
 
-def whose_fault(error: RejectedJobError, options: Options, ask: Callable[..., Any]) -> BatchportError:
-    """Return what the error of a refused job is: a BackendUnusableError if every other would be refused, too."""
-    wrong = [f"{check.what}: {check.advice}" for check in needed(options, ask) if not check.ok]
+def whose_fault(
+    error: RejectedJobError, extra: Mapping[str, object], options: Options, ask: Callable[..., Any]
+) -> BatchportError:
+    """Return what the error of a refused job is: a BackendUnusableError if every other would be refused, too.
+
+    A definition or a share that the job brings along in its `extra` is not that of every other.
+    """
+    own = tuple(what for name, what in OWN.items() if name in extra)
+    wrong = [f"{it.what}: {it.advice}" for it in needed(options, ask) if not it.ok and not it.what.startswith(own)]
     return BackendUnusableError("; ".join((str(error), *wrong))) if wrong else error
