@@ -41,9 +41,11 @@ def needed(options: Options, ask: Callable[..., Any]) -> Iterator[Check]:
     found = ask("batch", "describe_job_definitions", jobDefinitionName=name, status="ACTIVE")["jobDefinitions"]
     active = {each["revision"]: each for each in found if revision in {"", str(each["revision"])}}
     image = active[max(active)].get("containerProperties", {}).get("image") if active else None
-    what = f"job definition {options.definition}"
-    advice = "none is ACTIVE here that has containerProperties: register one, or give the option `definition`"
-    yield Check(f"{what}, image {image}" if image else what, ok=bool(image), advice=advice)
+    yield Check(
+        f"job definition {options.definition}" + (f", image {image}" if image else ""),
+        ok=bool(image),
+        advice="none is ACTIVE here that has containerProperties: register one, or give the option `definition`",
+    )
 
 
 def looked_at(what: str, each: dict[str, Any]) -> Check:
