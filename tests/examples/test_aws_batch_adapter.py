@@ -290,7 +290,7 @@ def test_a_queue_and_its_compute_environments_must_be_enabled_and_valid(
     kind: str, what: str, broken: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """https://docs.aws.amazon.com/batch/latest/userguide/invalid_compute_environment.html."""
-    adapter = Adapter(LAB)
+    adapter = Adapter(replace(LAB, region="us-east-1"))
     answer = WELL | {kind: [WELL[kind][0] | broken]}
     monkeypatch.setattr(adapter, "ask", lambda *_, **__: {"Arn": "me", **answer})
     (wrong,) = [each for each in adapter.check() if not each.ok]
@@ -300,7 +300,7 @@ def test_a_queue_and_its_compute_environments_must_be_enabled_and_valid(
 
 def test_the_image_that_is_looked_at_is_that_of_the_newest_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     """https://docs.aws.amazon.com/batch/latest/APIReference/API_SubmitJob.html, jobDefinition."""
-    adapter = Adapter(LAB)
+    adapter = Adapter(replace(LAB, region="us-east-1"))
     monkeypatch.setattr(adapter, "ask", lambda *_, **__: {"Arn": "me", **WELL})
     assert "job definition lab, image img:10" in [each.what for each in adapter.check() if each.ok]
 
