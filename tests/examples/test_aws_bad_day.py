@@ -48,7 +48,9 @@ class Day:
     @contextmanager
     def executor(self, **options: Any) -> Iterator[BatchExecutor]:
         """Give the test an executor; before it is left all is well again, or a failed test would wait for ever."""
-        with executor_on(self.aws, **options) as executor:
+        adapter = options.pop("adapter", None) or SettlesIn(3, options_of(self.aws))
+        adapter.open("before")  # reading AWS's models takes longer than a short deadline, where much else goes on
+        with executor_on(self.aws, adapter=adapter, **options) as executor:
             try:
                 yield executor.options(label=self.label)
             finally:
